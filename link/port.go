@@ -46,3 +46,18 @@ func ParsePort(s string) (Port, error) {
 	}
 	return Port{}, fmt.Errorf("parsing port %q: the protocol has to be tcp, udp or sctp", s)
 }
+
+// Compare orders ports as Engine 28 and later do: tcp first, then the other
+// protocols by name, then by number.
+func (p Port) Compare(q Port) int {
+	if p.Proto != q.Proto {
+		switch {
+		case p.Proto == TCP:
+			return -1
+		case q.Proto == TCP:
+			return 1
+		}
+		return strings.Compare(string(p.Proto), string(q.Proto))
+	}
+	return int(p.Number) - int(q.Number)
+}
