@@ -1,0 +1,131 @@
+package relay
+
+import (
+	"net/netip"
+	"sync"
+
+	"golang.org/x/sys/unix"
+)
+
+// Listener is a listening socket that the engine accepts from.
+type Listener struct {
+	engine *Engine
+	id     int32
+	fd     int32
+	route  func(netip.AddrPort) *Link
+
+	once sync.Once
+}
+
+// Close stops accepting and closes the socket; what waits in its backlog is
+// reset by the kernel. Connections that were accepted live on. When Close has
+// returned, route is not called any more. It is not to be called from route.
+func (l *Listener) Close() error {
+	l.once.Do(func() {
+		l.engine.everyWorker(func(w *worker) { w.stopListening(l) })
+		// One that stopped last may have placed a connection with one that
+		// had stopped before: a second round is behind it.
+		l.engine.everyWorker(func(*worker) {})
+		l.engine.forget(l)
+		closeFD(l.fd)
+	})
+	return nil
+}
+
+// listening is what one worker knows of a listener.
+type listening struct {
+	listener *Listener
+	paused   bool
+	retryAt  uint32 // tick
+	backOff  uint32 // ticks
+}
+
+const (
+	firstBackOff = 1  // tick
+	mostBackOff  = 60 // ticks, 1 s
+	// acceptBatch bounds what one event accepts before connections have
+	// their turn.
+	acceptBatch = 64
+)
+
+func (w *worker) listen(l *Listener) error {
+	// Level-triggered and exclusive: a new connection wakes one worker that
+	// sleeps, not all of them, and what that one leaves another finds.
+	errno := w.poll.control(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, l.id, isListener)
+	if errno != 0 {
+		return errno
+	}
+	w.listeners[l.id] = &listening{listener: l}
+	return nil
+}
+
+func (w *worker) stopListening(l *Listener) {
+	if s := w.listeners[l.id]; s != nil {
+		if !s.paused {
+			w.poll.remove(l.fd)
+		}
+		delete(w.listeners, l.id)
+	}
+}
+
+// accept takes what waits.
+func (w *worker) accept(s *listening) {
+	for range acceptBatch {
+		fd, errno := acceptConn(s.listener.fd)
+		switch {
+		case errno == 0:
+			s.backOff = 0
+			w.place(fd, s.listener.route)
+		case errno == unix.EAGAIN:
+			return
+		case retryable(errno):
+			w.pause(s)
+			return
+		case errno == unix.EBADF || errno == unix.EINVAL || errno == unix.ENOTSOCK:
+			w.engine.log().Error("listener is no more", "error", errno)
+			w.stopListening(s.listener)
+			return
+		}
+		// Anything else is about one connection that is gone already
+		// (ECONNABORTED, or an error of its network: see accept(2)).
+	}
+}
+
+// pause takes the listener out of the epoll set for a while: it stays
+// readable, and there is nothing to be done about it now.
+func (w *worker) pause(s *listening) {
+	s.backOff = min(max(2*s.backOff, firstBackOff), mostBackOff)
+	s.retryAt = w.now + s.backOff
+	if !s.paused {
+		s.paused = true
+		w.poll.remove(s.listener.fd)
+	}
+	w.engine.backedOff.Add(1)
+}
+
+func (w *worker) retryListeners() {
+	for _, s := range w.listeners {
+		if s.paused && int32(s.retryAt-w.now) <= 0 {
+			s.paused = false
+			if errno := w.poll.control(unix.EPOLL_CTL_ADD, s.listener.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, s.listener.id, isListener); errno != 0 {
+				s.paused = true
+				w.pause(s)
+			}
+		}
+	}
+}
+
+// place gives a connection to the worker with the least to do, the accepting
+// one unless another has clearly less: to hand over costs a wake-up.
+func (w *worker) place(fd int32, route func(netip.AddrPort) *Link) {
+	best := w
+	for _, other := range w.engine.workers {
+		if other.load.Load()+2 <= best.load.Load() {
+			best = other
+		}
+	}
+	if best != w && best.post(func(w *worker) { w.begin(fd, route) }) {
+		return
+	}
+	w.begin(fd, route)
+}

@@ -1,0 +1,175 @@
+package relay
+
+import (
+	"fmt"
+	"net/netip"
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// calls is the seam below which there is only the kernel: the calls that move
+// bytes. Tests put short counts, EAGAIN and EINTR there.
+//
+// They go through RawSyscall: none of them can block, so telling the Go
+// scheduler about each would only cost time. The price is that a stop of the
+// world waits for the one in flight, which is why a splice is bounded in
+// size (see spliceChunk).
+type calls struct {
+	read   func(fd int32, p []byte) (int, syscall.Errno)
+	write  func(fd int32, p []byte) (int, syscall.Errno)
+	splice func(from, to int32, n int) (int, syscall.Errno)
+}
+
+func kernelCalls() calls {
+	return calls{read: rawRead, write: rawWrite, splice: rawSplice}
+}
+
+func rawRead(fd int32, p []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return int(n), errno
+}
+
+func rawWrite(fd int32, p []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(unix.SYS_WRITE, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)))
+	return int(n), errno
+}
+
+// rawSplice never passes SPLICE_F_MORE: it holds the last partial segment
+// back like TCP_CORK, up to 200 ms (golang/go#10948).
+func rawSplice(from, to int32, n int) (int, syscall.Errno) {
+	m, _, errno := unix.RawSyscall6(unix.SYS_SPLICE, uintptr(from), 0, uintptr(to), 0, uintptr(n), unix.SPLICE_F_MOVE|unix.SPLICE_F_NONBLOCK)
+	return int(m), errno
+}
+
+// acceptConn returns a non-blocking connection.
+func acceptConn(fd int32) (int32, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_ACCEPT4, uintptr(fd), 0, 0, unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0, 0)
+	return int32(n), errno
+}
+
+// localAddr is the address the client asked for, also when the listener
+// itself stands elsewhere and the connection was steered to it.
+func localAddr(fd int32) (netip.AddrPort, syscall.Errno) {
+	var sa unix.RawSockaddrAny
+	size := uint32(unix.SizeofSockaddrAny)
+	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	if errno != 0 {
+		return netip.AddrPort{}, errno
+	}
+	return addrPort(&sa), 0
+}
+
+// addrPort reads an IPv4 or IPv6 address; the zero AddrPort is any other
+// family. IPv4 in IPv6 comes out as IPv4.
+func addrPort(sa *unix.RawSockaddrAny) netip.AddrPort {
+	switch sa.Addr.Family {
+	case unix.AF_INET:
+		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		return netip.AddrPortFrom(netip.AddrFrom4(in.Addr), swap16(in.Port))
+	case unix.AF_INET6:
+		in := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
+		return netip.AddrPortFrom(netip.AddrFrom16(in.Addr).Unmap(), swap16(in.Port))
+	}
+	return netip.AddrPort{}
+}
+
+// putAddr writes addr for the kernel and returns its length there.
+func putAddr(sa *unix.RawSockaddrAny, addr netip.AddrPort) uintptr {
+	if a := addr.Addr(); a.Is4() {
+		in := (*unix.RawSockaddrInet4)(unsafe.Pointer(sa))
+		*in = unix.RawSockaddrInet4{Family: unix.AF_INET, Port: swap16(addr.Port()), Addr: a.As4()}
+		return unix.SizeofSockaddrInet4
+	}
+	in := (*unix.RawSockaddrInet6)(unsafe.Pointer(sa))
+	*in = unix.RawSockaddrInet6{Family: unix.AF_INET6, Port: swap16(addr.Port()), Addr: addr.Addr().As16()}
+	return unix.SizeofSockaddrInet6
+}
+
+// swap16 turns a port between host order and network order in place.
+func swap16(p uint16) uint16 {
+	b := (*[2]byte)(unsafe.Pointer(&p))
+	return uint16(b[0])<<8 | uint16(b[1])
+}
+
+// startConnect begins to connect fd, a non-blocking socket.
+func startConnect(fd int32, to netip.AddrPort) syscall.Errno {
+	var sa unix.RawSockaddrAny
+	size := putAddr(&sa, to)
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), size)
+	return errno
+}
+
+func setInt(fd int32, level, option int, value int32) syscall.Errno {
+	_, _, errno := unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), 4, 0)
+	return errno
+}
+
+func getInt(fd int32, level, option int) (int32, syscall.Errno) {
+	var value int32
+	size := uint32(4)
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), uintptr(level), uintptr(option), uintptr(unsafe.Pointer(&value)), uintptr(unsafe.Pointer(&size)), 0)
+	return value, errno
+}
+
+// takeSocket checks that fd is a connected or listening socket of the type
+// the caller expects and makes it non-blocking: one blocking call would hold
+// every connection of a worker.
+func takeSocket(fd int, socktype int32) error {
+	got, errno := getInt(int32(fd), unix.SOL_SOCKET, unix.SO_TYPE)
+	if errno != 0 {
+		return fmt.Errorf("taking over descriptor %d: %w", fd, errno)
+	}
+	if got != socktype {
+		return fmt.Errorf("taking over descriptor %d: socket type %d where %d is needed", fd, got, socktype)
+	}
+	if err := unix.SetNonblock(fd, true); err != nil {
+		return fmt.Errorf("taking over descriptor %d: %w", fd, err)
+	}
+	return nil
+}
+
+// resetOnClose makes the close of fd send a RST, and throw away what is
+// still queued, instead of a FIN after it.
+func resetOnClose(fd int32) {
+	linger := unix.Linger{Onoff: 1, Linger: 0}
+	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
+}
+
+func shutdownWrite(fd int32) {
+	unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
+}
+
+func closeFD(fd int32) {
+	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
+}
+
+// epollSet is one worker's epoll instance. The 64 bits of user data are two
+// words, read back as Fd and Pad of the event.
+type epollSet struct {
+	fd int32
+}
+
+func (e epollSet) control(op int, fd int32, events uint32, word, gen int32) syscall.Errno {
+	ev := unix.EpollEvent{Events: events, Fd: word, Pad: gen}
+	_, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(e.fd), uintptr(op), uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
+	return errno
+}
+
+func (e epollSet) remove(fd int32) {
+	var ev unix.EpollEvent
+	unix.RawSyscall6(unix.SYS_EPOLL_CTL, uintptr(e.fd), unix.EPOLL_CTL_DEL, uintptr(fd), uintptr(unsafe.Pointer(&ev)), 0, 0)
+}
+
+// wait returns the events that are there after at most timeout milliseconds,
+// -1 for ever. Only a wait that can sleep is announced to the Go scheduler.
+func (e epollSet) wait(events []unix.EpollEvent, timeout int) (int, syscall.Errno) {
+	p, n := uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events))
+	if timeout == 0 {
+		r, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), p, n, 0, 0, 0)
+		return int(r), errno
+	}
+	r, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), p, n, uintptr(timeout), 0, 0)
+	return int(r), errno
+}

@@ -1,0 +1,209 @@
+// Package relay moves bytes, and datagrams, between two sockets: half-close,
+// reset, limits and counters, by splice where it pays. It makes no socket and
+// enters no namespace, knows no Docker, and needs no privilege.
+package relay
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrClosed says that the engine is not started, or has been closed.
+var ErrClosed = errors.New("relay engine is closed")
+
+// Engine is a few threads, each an event loop, that carry any number of
+// connections. The zero value is ready to Start.
+//
+// Each worker occupies one of Go's processors while it is busy: a program
+// that does more than relay sets GOMAXPROCS above Workers.
+type Engine struct {
+	// Workers is the number of threads. 0 is one per processor.
+	Workers int
+	// Pipes bounds the pipes, of two descriptors each, that bulk transfers
+	// borrow; above it bytes are copied. 0 is 1024, negative is none at all.
+	Pipes int
+	// Log gets what an operator has to know. nil discards it.
+	Log *slog.Logger
+
+	calls   calls
+	workers []*worker
+	threads sync.WaitGroup
+
+	pipes     atomic.Int64
+	unrouted  atomic.Uint64
+	backedOff atomic.Uint64
+
+	mu        sync.Mutex
+	running   bool
+	lastID    int32
+	listeners map[int32]*Listener
+}
+
+// Start starts the workers. The caller closes the engine.
+func (e *Engine) Start() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.running || e.workers != nil {
+		return errors.New("starting the relay: it was started before")
+	}
+	if e.calls.read == nil {
+		e.calls = kernelCalls()
+	}
+	n := e.Workers
+	if n <= 0 {
+		n = runtime.GOMAXPROCS(0)
+	}
+	var workers []*worker
+	for i := range n {
+		w, err := newWorker(e, i)
+		if err != nil {
+			for _, w := range workers {
+				w.closeDescriptors()
+			}
+			return fmt.Errorf("starting the relay: %w", err)
+		}
+		workers = append(workers, w)
+	}
+	e.workers = workers
+	e.listeners = make(map[int32]*Listener)
+	e.running = true
+	for _, w := range workers {
+		e.threads.Go(w.loop)
+	}
+	return nil
+}
+
+// Close stops every listener, resets every connection, and returns when all
+// threads have ended and no descriptor is left. An engine is not started
+// again.
+func (e *Engine) Close() error {
+	e.mu.Lock()
+	if !e.running {
+		e.mu.Unlock()
+		return nil
+	}
+	e.running = false
+	var listeners []*Listener
+	for _, l := range e.listeners {
+		listeners = append(listeners, l)
+	}
+	e.mu.Unlock()
+	for _, l := range listeners {
+		l.Close()
+	}
+	for _, w := range e.workers {
+		w.post(func(w *worker) { w.stopping = true })
+	}
+	e.threads.Wait()
+	return nil
+}
+
+// Serve accepts connections from fd, a listening TCP socket, and relays each
+// to the source of the link that route names for the local address it was
+// made to. route is called on worker threads, at the same time on several of
+// them, and must be quick; nil resets the connection. The engine owns fd from
+// then on; if Serve fails it stays the caller's.
+func (e *Engine) Serve(fd int, route func(local netip.AddrPort) *Link) (*Listener, error) {
+	if err := takeSocket(fd, unix.SOCK_STREAM); err != nil {
+		return nil, fmt.Errorf("serving a listener: %w", err)
+	}
+	// Accepted sockets inherit it. The relay writes what it has got and
+	// never gathers.
+	setInt(int32(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if !e.running {
+		return nil, fmt.Errorf("serving a listener: %w", ErrClosed)
+	}
+	e.lastID++
+	l := &Listener{engine: e, id: e.lastID, fd: int32(fd), route: route}
+	var failed atomic.Pointer[error]
+	e.everyWorker(func(w *worker) {
+		if err := w.listen(l); err != nil {
+			failed.Store(&err)
+		}
+	})
+	if err := failed.Load(); err != nil {
+		e.everyWorker(func(w *worker) { w.stopListening(l) })
+		return nil, fmt.Errorf("serving a listener: %w", *err)
+	}
+	e.listeners[l.id] = l
+	return l, nil
+}
+
+// Pair relays between two connected stream sockets, a at the recipient's side
+// and b at the source's, as a connection of l. They may have descriptors
+// elsewhere, as sockets have that came from another process. The engine owns
+// both from then on; if Pair fails they stay the caller's.
+func (e *Engine) Pair(a, b int, l *Link) error {
+	for _, fd := range []int{a, b} {
+		if err := takeSocket(fd, unix.SOCK_STREAM); err != nil {
+			return fmt.Errorf("pairing two connections: %w", err)
+		}
+	}
+	e.mu.Lock()
+	running := e.running
+	e.mu.Unlock()
+	if !running {
+		return fmt.Errorf("pairing two connections: %w", ErrClosed)
+	}
+	l.use(e)
+	if !l.admit() {
+		return fmt.Errorf("pairing two connections: %w", ErrLimit)
+	}
+	best := e.workers[0]
+	for _, w := range e.workers[1:] {
+		if w.load.Load() < best.load.Load() {
+			best = w
+		}
+	}
+	if !best.post(func(w *worker) { w.join(int32(a), int32(b), l) }) {
+		l.leave(otherCause)
+		return fmt.Errorf("pairing two connections: %w", ErrClosed)
+	}
+	return nil
+}
+
+// ErrLimit says that a link has its MaxConns open.
+var ErrLimit = errors.New("the link has its limit of connections open")
+
+// everyWorker runs fn on each worker's thread and returns when all are done.
+// Workers that have stopped are left out: they have nothing any more.
+func (e *Engine) everyWorker(fn func(*worker)) {
+	for _, w := range e.workers {
+		done := make(chan struct{})
+		if w.post(func(w *worker) { defer close(done); fn(w) }) {
+			<-done
+		}
+	}
+}
+
+func (e *Engine) forget(l *Listener) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.listeners, l.id)
+}
+
+func (e *Engine) pipeBound() int64 {
+	switch {
+	case e.Pipes < 0:
+		return 0
+	case e.Pipes == 0:
+		return defaultPipes
+	}
+	return int64(e.Pipes)
+}
+
+func (e *Engine) log() *slog.Logger {
+	if e.Log == nil {
+		return slog.New(slog.DiscardHandler)
+	}
+	return e.Log
+}
