@@ -1,0 +1,150 @@
+package link
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// The labels of a recipient. They are all there is to know of its links.
+const (
+	// LabelLink and an alias make a link; the value is the source's name. No
+	// value is no link, which takes back one that came with the image.
+	LabelLink = "ambassador.link."
+	// LabelID and an alias: the source's id, 64 hexadecimal digits. It finds
+	// a source that was renamed.
+	LabelID = "ambassador.id."
+	// LabelEnv: all, ports or none.
+	LabelEnv = "ambassador.env"
+	// LabelKept: the names of Set.Kept, separated by commas.
+	LabelKept = "ambassador.env.kept"
+)
+
+// Labels are what ParseLabels reads s from. In aliases and variable names,
+// bytes other than letters, digits, '_', '.' and '-' are percent-encoded.
+func (s *Set) Labels() map[string]string {
+	labels := make(map[string]string)
+	for _, l := range s.Links {
+		labels[LabelLink+escape(l.Alias)] = l.Source
+		if l.ID != "" {
+			labels[LabelID+escape(l.Alias)] = l.ID
+		}
+	}
+	if s.Env != "" && s.Env != ModeAll {
+		labels[LabelEnv] = string(s.Env)
+	}
+	if len(s.Kept) > 0 {
+		kept := make([]string, len(s.Kept))
+		for i, name := range s.Kept {
+			kept[i] = escape(name)
+		}
+		labels[LabelKept] = strings.Join(kept, ",")
+	}
+	return labels
+}
+
+// ParseLabels reads the links of a container. One bad label spoils them all:
+// a container with half of its links is worse off than one that does not
+// start. The error names the label, its value and what is wrong with it.
+func ParseLabels(labels map[string]string) (Set, error) {
+	var s Set
+	ids := make(map[string]string)
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if err := s.parseLabel(key, labels[key], ids); err != nil {
+			return Set{}, fmt.Errorf("parsing label %q with value %q: %w", key, labels[key], err)
+		}
+	}
+	if len(s.Links) > maxLinks {
+		return Set{}, fmt.Errorf("parsing labels: a container has at most %d links", maxLinks)
+	}
+	// The order of the encoded aliases is not that of the aliases.
+	slices.SortFunc(s.Links, func(a, b Link) int { return compareAlias(a, b.Alias) })
+	for i := range s.Links {
+		l := &s.Links[i]
+		if i > 0 && l.Alias == s.Links[i-1].Alias {
+			return Set{}, fmt.Errorf("parsing label %q with value %q: another label has the alias %q too",
+				LabelLink+escape(l.Alias), l.Source, l.Alias)
+		}
+		l.ID = ids[l.Alias]
+	}
+	s.assign()
+	return s, nil
+}
+
+func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
+	switch {
+	case value == "":
+	case strings.HasPrefix(key, LabelLink):
+		l := Link{Source: strings.TrimPrefix(value, "/")}
+		if l.Alias, err = parseAlias(key[len(LabelLink):]); err != nil {
+			return err
+		}
+		if !sourceName.MatchString(l.Source) {
+			return errors.New("the value is not a container's name")
+		}
+		s.Links = append(s.Links, l)
+	case strings.HasPrefix(key, LabelID):
+		alias, err := parseAlias(key[len(LabelID):])
+		if err != nil {
+			return err
+		}
+		if !fullID.MatchString(value) {
+			return errors.New("the value is not a container's id, 64 hexadecimal digits")
+		}
+		ids[alias] = value
+	case key == LabelEnv:
+		s.Env, err = ParseMode(value)
+	case key == LabelKept:
+		for encoded := range strings.SplitSeq(value, ",") {
+			name, err := unescape(encoded)
+			if err != nil {
+				return err
+			}
+			s.Kept = append(s.Kept, name)
+		}
+	}
+	return err
+}
+
+// The names and ids that Docker gives out (moby, daemon/names).
+var (
+	sourceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
+	fullID     = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+func parseAlias(encoded string) (string, error) {
+	alias, err := unescape(encoded)
+	if err != nil {
+		return "", err
+	}
+	clean := CleanAlias(alias)
+	if clean == "" {
+		return "", errors.New("the alias is empty")
+	}
+	return clean, nil
+}
+
+func escape(s string) string {
+	var b strings.Builder
+	for _, c := range []byte(s) {
+		switch {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_', c == '.', c == '-':
+			b.WriteByte(c)
+		default:
+			fmt.Fprintf(&b, "%%%02X", c)
+		}
+	}
+	return b.String()
+}
+
+func unescape(s string) (string, error) {
+	plain, err := url.PathUnescape(s)
+	if err != nil {
+		return "", fmt.Errorf("%q is not percent-encoded", s)
+	}
+	return plain, nil
+}
