@@ -114,7 +114,7 @@ resolve() {
 					print $2 "=" substr($3, 2) }' | sort >"$closure.new"
 		mv "$closure.new" "$closure"
 	fi
-	key=$(echo "$recipe" | sha256sum - "$closure" | sha256sum | cut -c1-12)
+	key=$(cat - "$closure" <<<"$recipe" | sha256sum | cut -c1-12)
 	tar=$cache/images/$name-$key.tar
 }
 
