@@ -148,3 +148,14 @@ func unescape(s string) (string, error) {
 	}
 	return plain, nil
 }
+
+// HasLabels tells whether a container with these labels is a recipient, with
+// good labels or bad ones.
+func HasLabels(labels map[string]string) bool {
+	for key, value := range labels {
+		if strings.HasPrefix(key, LabelLink) && value != "" {
+			return true
+		}
+	}
+	return false
+}
