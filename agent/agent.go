@@ -1,0 +1,231 @@
+// Package agent turns labels and Docker events into the state the host should
+// be in, and that state into listeners, dialers and gates, by wiring the
+// packages that make them. It knows no sockets and moves no bytes.
+//
+// One goroutine, Run's, owns all links. It learns of a change from the
+// engine's events, looks at what the engine says now, and brings what it
+// holds in line with it. Others read what it publishes.
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/link"
+	"github.com/linkrun/linkrun/relay"
+)
+
+// Engine is what the agent asks of a Docker Engine.
+type Engine interface {
+	// Container inspects a container; docker.ErrNotFound when there is none.
+	Container(ctx context.Context, ref string) (docker.Container, error)
+	// Running inspects the running containers whose labels keep accepts.
+	Running(ctx context.Context, keep func(labels map[string]string) bool) ([]docker.Container, error)
+	// Events calls ready when events can no longer be missed, then handle for
+	// each, until ctx ends or the stream breaks.
+	Events(ctx context.Context, ready func(), handle func(docker.Event)) error
+}
+
+// Agent carries the links of one engine. See New.
+type Agent struct {
+	engine Engine
+	who    docker.Engine
+	relay  *relay.Engine
+	log    *slog.Logger
+	inbox  inbox
+
+	// Owned by Run's goroutine.
+	recipients map[string]*recipient // by container id
+	sources    map[string]*source    // by id of the container whose namespace it is
+
+	published atomic.Pointer[[]*recipient]
+}
+
+// New returns an agent for the engine that calls itself who. Bytes are moved
+// by mover, which is started and closed by the caller, after Run.
+func New(engine Engine, who docker.Engine, mover *relay.Engine, log *slog.Logger) *Agent {
+	return &Agent{
+		engine:     engine,
+		who:        who,
+		relay:      mover,
+		log:        log,
+		recipients: make(map[string]*recipient),
+		sources:    make(map[string]*source),
+	}
+}
+
+// retryAfter is how soon everything is looked at again after the engine
+// failed to answer, or a link could not be set up.
+const retryAfter = time.Second
+
+// Run carries links until ctx ends. It calls ready once, when every link that
+// was there at the start is carried or known to be down. When it returns, no
+// listener, dialer or goroutine of its own is left.
+func (a *Agent) Run(ctx context.Context, ready func()) error {
+	watched := make(chan struct{})
+	go func() {
+		defer close(watched)
+		watch(ctx, a.engine, &a.inbox, a.log)
+	}()
+	defer func() {
+		<-watched
+		a.closeAll()
+	}()
+
+	retry := time.NewTimer(0)
+	retry.Stop()
+	defer retry.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-retry.C:
+			a.inbox.put(change{resync: true})
+			continue
+		case <-a.inbox.ready():
+		}
+		err := a.apply(ctx, a.inbox.take())
+		switch {
+		case ctx.Err() != nil:
+		case err != nil:
+			a.log.Warn("not everything is as it should be; trying again", "in", retryAfter, "err", err)
+			retry.Reset(retryAfter)
+		case ready != nil:
+			ready()
+			ready = nil
+		}
+	}
+}
+
+// apply brings the links in line with what the engine says now, as far as the
+// changes give a reason to look. The error joins what has to be tried again.
+func (a *Agent) apply(ctx context.Context, changes []change) error {
+	look := newLookup(a.engine)
+	defer a.publish()
+	for _, c := range changes {
+		if c.resync {
+			return a.resync(ctx, look)
+		}
+	}
+	var failed []error
+	for id := range containersOf(changes) {
+		failed = append(failed, a.see(ctx, look, id))
+	}
+	for _, r := range a.recipients {
+		failed = append(failed, a.follow(ctx, look, r, changes))
+	}
+	a.dropUnusedSources()
+	return errors.Join(failed...)
+}
+
+// containersOf is the set of containers that changes may have made, changed
+// or ended.
+func containersOf(changes []change) map[string]struct{} {
+	ids := make(map[string]struct{})
+	for _, c := range changes {
+		if id := c.event.Container; id != "" {
+			ids[id] = struct{}{}
+		}
+	}
+	return ids
+}
+
+// resync looks at everything.
+func (a *Agent) resync(ctx context.Context, look *lookup) error {
+	running, err := a.engine.Running(ctx, link.HasLabels)
+	if err != nil {
+		return err
+	}
+	var failed []error
+	found := make(map[string]bool, len(running))
+	for _, ctr := range running {
+		found[ctr.ID] = true
+		failed = append(failed, a.adopt(ctr))
+	}
+	for id, r := range a.recipients {
+		if !found[id] {
+			a.drop(r)
+			continue
+		}
+		failed = append(failed, a.follow(ctx, look, r, nil))
+	}
+	a.dropUnusedSources()
+	return errors.Join(failed...)
+}
+
+// see looks at one container that may be a recipient.
+func (a *Agent) see(ctx context.Context, look *lookup, id string) error {
+	ctr, err := look.container(ctx, id)
+	switch known := a.recipients[id]; {
+	case errors.Is(err, docker.ErrNotFound):
+		if known != nil {
+			a.drop(known)
+		}
+		return nil
+	case err != nil:
+		return err
+	case known != nil && !ctr.Running:
+		a.drop(known)
+		return nil
+	case !ctr.Running || !link.HasLabels(ctr.Labels):
+		return nil
+	}
+	return a.adopt(ctr)
+}
+
+// adopt takes a running container's links on, all of them down at first, or
+// keeps those it has.
+func (a *Agent) adopt(ctr docker.Container) error {
+	if known := a.recipients[ctr.ID]; known != nil {
+		if known.is(ctr) {
+			known.update(ctr)
+			return nil
+		}
+		a.drop(known) // restarted while nobody looked: its namespace is another one
+	}
+	r, err := a.open(ctr)
+	if err != nil {
+		return fmt.Errorf("linking %q: %w", ctr.Name, err)
+	}
+	a.recipients[ctr.ID] = r
+	return nil
+}
+
+// follow points the links of r that changes concern (nil: all) to where their
+// sources are now. When every link of r has been pointed once, its gate opens.
+func (a *Agent) follow(ctx context.Context, look *lookup, r *recipient, changes []change) error {
+	var failed []error
+	pointed := true
+	for _, c := range r.links {
+		if c.view.Load() == nil || changes == nil || c.concernedBy(changes) {
+			failed = append(failed, a.point(ctx, look, r, c))
+		}
+		pointed = pointed && c.view.Load() != nil
+	}
+	if pointed && r.gate == nil {
+		var err error
+		r.gate, err = a.openGate(r)
+		failed = append(failed, err)
+	}
+	return errors.Join(failed...)
+}
+
+func (a *Agent) drop(r *recipient) {
+	delete(a.recipients, r.id)
+	r.close()
+	a.log.Info("recipient gone", "recipient", r.name())
+}
+
+func (a *Agent) closeAll() {
+	for _, r := range a.recipients {
+		r.close()
+	}
+	clear(a.recipients)
+	a.dropUnusedSources()
+	a.publish()
+}

@@ -1,0 +1,144 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"strconv"
+	"sync/atomic"
+
+	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/netns"
+)
+
+// source is the network namespace of one running source, and what makes
+// sockets there. All links to the source share it.
+type source struct {
+	ctr    docker.Container
+	ns     *netns.Namespace
+	dialer *netns.Dialer
+}
+
+// sourceOf returns the source that ctr is, opening it on first use. It is
+// closed by dropUnusedSources.
+func (a *Agent) sourceOf(ctr docker.Container) (*source, error) {
+	key := incarnation(ctr)
+	if s := a.sources[key]; s != nil {
+		return s, nil
+	}
+	ns, err := openNamespace(ctr)
+	if err != nil {
+		return nil, err
+	}
+	dialer, err := ns.PrepareSource()
+	if err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("preparing source %q: %w", ctr.Name, err)
+	}
+	s := &source{ctr: ctr, ns: ns, dialer: dialer}
+	a.sources[key] = s
+	return s, nil
+}
+
+// dropUnusedSources closes the sources no link leads to any more. Sockets in
+// stock pin a namespace, and a stopped container's has to go.
+func (a *Agent) dropUnusedSources() {
+	used := make(map[*source]bool, len(a.sources))
+	for _, r := range a.recipients {
+		for _, c := range r.links {
+			used[c.source] = true
+		}
+	}
+	for key, s := range a.sources {
+		if used[s] {
+			continue
+		}
+		delete(a.sources, key)
+		if err := errors.Join(s.dialer.Close(), s.ns.Close()); err != nil {
+			a.log.Warn("leaving a source", "source", s.ctr.Name, "err", err)
+		}
+	}
+}
+
+// incarnation tells one run of a container from the next: each has a network
+// namespace of its own.
+func incarnation(ctr docker.Container) string {
+	return ctr.ID + " " + ctr.StartedAt + " " + strconv.Itoa(ctr.PID)
+}
+
+// openNamespace opens the network namespace of a running container. The
+// engine's own path for it names this run of the container and no other,
+// while a process id may have been given to somebody else meanwhile, so that
+// is the second choice, for engines whose mount namespace is not ours.
+func openNamespace(ctr docker.Container) (*netns.Namespace, error) {
+	var bySandbox error
+	if ctr.SandboxKey != "" {
+		ns, err := netns.Open(ctr.SandboxKey)
+		if err == nil {
+			return ns, nil
+		}
+		bySandbox = err
+	}
+	if ctr.PID == 0 {
+		return nil, errors.Join(bySandbox, fmt.Errorf("opening the network namespace of %q: it has no process", ctr.Name))
+	}
+	ns, err := netns.Open("/proc/" + strconv.Itoa(ctr.PID) + "/ns/net")
+	if err != nil {
+		return nil, errors.Join(bySandbox, err)
+	}
+	own, err := netns.Open("/proc/self/ns/net")
+	if err != nil {
+		ns.Close()
+		return nil, err
+	}
+	defer own.Close()
+	if same(ns, own) {
+		// The number is another process's by now. To serve a link in the
+		// host's own namespace would open it to everyone on the host.
+		ns.Close()
+		return nil, fmt.Errorf("opening the network namespace of %q: process %d is in the host's: %w", ctr.Name, ctr.PID, fs.ErrNotExist)
+	}
+	return ns, nil
+}
+
+func same(a, b *netns.Namespace) bool {
+	aDev, aIno := a.ID()
+	bDev, bIno := b.ID()
+	return aDev == bDev && aIno == bIno
+}
+
+// target is where the connections of a link go at the moment. The relay keeps
+// it for the link's whole life, while sources come and go. The zero target
+// leads nowhere.
+type target struct {
+	now atomic.Pointer[netns.Source]
+}
+
+// errDown is for a connection that was accepted just before its source went.
+var errDown = fmt.Errorf("the source is down: %w", os.ErrClosed)
+
+func (t *target) Socket(port uint16) (int, netip.AddrPort, error) {
+	s := t.now.Load()
+	if s == nil {
+		return -1, netip.AddrPort{}, errDown
+	}
+	return s.Socket(port)
+}
+
+func (t *target) PacketSocket(port uint16) (int, netip.AddrPort, error) {
+	s := t.now.Load()
+	if s == nil {
+		return -1, netip.AddrPort{}, errDown
+	}
+	return s.PacketSocket(port)
+}
+
+// swap makes s, which may be nil, the one to use, and closes the one before.
+func (t *target) swap(s *netns.Source) error {
+	if old := t.now.Swap(s); old != nil {
+		return old.Close()
+	}
+	return nil
+}

@@ -1,0 +1,144 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/spf13/pflag"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/linkrun/linkrun/agent"
+	"github.com/linkrun/linkrun/control"
+	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/relay"
+)
+
+const serveUsage = `Usage: ambassador serve [flags]
+
+Carries the links of one Docker Engine, in the foreground, until it is told to
+stop. Containers keep running when it stops; their links refuse connections
+until it is back, and it finds them again by their labels.
+
+Flags:
+  -H, --host HOST    the engine (default DOCKER_HOST, else
+                     unix:///var/run/docker.sock)
+      --dir DIR      where it keeps its socket and lock
+                     (default AMBASSADOR_DIR, else /run/ambassador)
+      --workers N    threads that move bytes (default: one per CPU, at most 4)
+      --log LEVEL    debug, info, warn or error (default info)
+
+Example:
+  $ sudo ambassador serve --log debug
+`
+
+func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	flags := pflag.NewFlagSet("serve", pflag.ContinueOnError)
+	host := flags.StringP("host", "H", docker.HostFromEnvironment(), "")
+	dir := flags.String("dir", control.Dir(), "")
+	workers := flags.Int("workers", 0, "")
+	level := slog.LevelInfo
+	flags.TextVar(&level, "log", level, "")
+	if err := parse(flags, args, stdout, serveUsage); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return hinted{errors.New("serving links needs root: it makes sockets in the containers' network namespaces"),
+			"run it as root, or let systemd start ambassador.service"}
+	}
+	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+
+	engine, err := docker.Dial(ctx, *host)
+	if err != nil {
+		return noEngine(err)
+	}
+	defer engine.Close()
+
+	return serveEngine(ctx, engine, *dir, *workers, log)
+}
+
+// serveEngine brings the parts up in the order of their needs and down in the
+// reverse one.
+func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, log *slog.Logger) error {
+	if _, err := relay.RaiseFileLimit(); err != nil {
+		log.Warn("the number of connections stays limited", "err", err)
+	}
+	mover := &relay.Engine{Workers: workers, Log: log}
+	if err := mover.Start(); err != nil {
+		return fmt.Errorf("starting the relay: %w", err)
+	}
+	defer mover.Close()
+
+	who, err := engine.Engine(ctx)
+	if err != nil {
+		return noEngine(err)
+	}
+	a := agent.New(engine, who, mover, log)
+	server, err := control.Listen(dir, newAnswers(a, engine.Host(), who), log)
+	if err != nil {
+		return noDir(err, dir)
+	}
+	defer server.Close()
+
+	log.Info("serving links", "engine", engine.Host(), "engine_version", who.Version, "dir", dir, "version", version())
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return server.Serve(ctx) })
+	g.Go(func() error {
+		return a.Run(ctx, func() {
+			// Only now: whoever is ordered after the unit may count on the links.
+			// Without systemd this does nothing.
+			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+				log.Warn("telling systemd", "err", err)
+			}
+			log.Info("every link found is carried")
+		})
+	})
+	err = g.Wait()
+	daemon.SdNotify(false, daemon.SdNotifyStopping)
+	log.Info("stopped")
+	return err
+}
+
+// answers is what the control socket tells.
+type answers struct {
+	*agent.Agent
+	status control.Status
+}
+
+func newAnswers(a *agent.Agent, host string, who docker.Engine) answers {
+	return answers{a, control.Status{
+		Version:  version(),
+		PID:      os.Getpid(),
+		Engine:   host,
+		EngineID: who.ID,
+		Since:    time.Now(),
+	}}
+}
+
+func (a answers) Status() control.Status { return a.status }
+
+func noEngine(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return hinted{err, "run it as root"}
+	case errors.Is(err, docker.ErrUnavailable):
+		return hinted{err, "start the engine, or name it with --host or DOCKER_HOST"}
+	}
+	return err
+}
+
+func noDir(err error, dir string) error {
+	switch {
+	case errors.Is(err, control.ErrLocked):
+		return hinted{err, "stop it first, or give this one a directory of its own with --dir"}
+	case errors.Is(err, fs.ErrPermission), errors.Is(err, fs.ErrNotExist):
+		return hinted{err, fmt.Sprintf("make %q writable for root, or choose another with --dir", dir)}
+	}
+	return err
+}
