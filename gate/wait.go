@@ -1,0 +1,164 @@
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The pauses between two attempts to get the word: short at first, since an
+// ambassador needs a few milliseconds, and never long enough to be noticed.
+const (
+	firstPause = 200 * time.Microsecond
+	lastPause  = 20 * time.Millisecond
+)
+
+// ErrSilent says that no word came in time.
+var ErrSilent = errors.New("no word from the ambassador")
+
+// SignalError says that a signal ended the wait.
+type SignalError struct{ Signal syscall.Signal }
+
+func (e *SignalError) Error() string { return fmt.Sprintf("ended by signal: %v", e.Signal) }
+
+// ExitCode is the status a shell reports for a process ended by that signal.
+func (e *SignalError) ExitCode() int { return 128 + int(e.Signal) }
+
+// Wait gets the word at address, trying until ctx ends. Meanwhile it catches
+// the signals that stop a container and returns a *SignalError: as process 1
+// of its pid namespace, the caller would outlive them (pid_namespaces(7)).
+// When no word came, the error wraps ErrSilent and the last attempt's reason.
+// A word with an Error is returned like any other.
+func Wait(ctx context.Context, address string) (Word, error) {
+	return wait(ctx, address, isAmbassador)
+}
+
+func wait(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	release := catchSignals(cancel)
+	w, err := poll(ctx, address, trusted)
+	if s := release(); s != nil {
+		return Word{}, s
+	}
+	return w, err
+}
+
+// isAmbassador knows the ambassador by where it is: outside of this
+// container's pid namespace, where pids read as 0. With --pid=host it is not
+// outside, and has to be root.
+func isAmbassador(peer *unix.Ucred) error {
+	if peer.Pid != 0 && peer.Uid != 0 {
+		return fmt.Errorf("process %d of user %d is not the ambassador", peer.Pid, peer.Uid)
+	}
+	return nil
+}
+
+// stopSignals are those which end a process by default and serve to stop a
+// container, 37 (SIGRTMIN+3) being systemd's.
+var stopSignals = [...]syscall.Signal{
+	syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGHUP, syscall.SIGUSR1, syscall.SIGUSR2, 37,
+}
+
+// catchSignals calls cancel when a signal comes. The function it returns
+// leaves the signals as they were, for the program to come, and returns the
+// first one caught, if any.
+func catchSignals(cancel func()) (release func() *SignalError) {
+	caught := make(chan os.Signal, 1)
+	for _, s := range stopSignals {
+		if !signal.Ignored(s) {
+			signal.Notify(caught, s)
+		}
+	}
+	var first *SignalError
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for s := range caught {
+			if first == nil {
+				first = &SignalError{Signal: s.(syscall.Signal)}
+			}
+			cancel()
+		}
+	}()
+	return func() *SignalError {
+		signal.Stop(caught)
+		close(caught)
+		<-done
+		return first
+	}
+}
+
+func poll(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+	for pause := firstPause; ; pause = min(2*pause, lastPause) {
+		w, err := ask(ctx, address, trusted)
+		if err == nil {
+			return w, nil
+		}
+		sleep(ctx, pause)
+		if ctx.Err() != nil {
+			return Word{}, fmt.Errorf("%w: %w", ErrSilent, err)
+		}
+	}
+}
+
+// ask makes one attempt.
+func ask(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+	// Not with the context: this does not block, a full backlog included, and
+	// its error shall be the reason and not that time was up.
+	conn, err := net.Dial("unix", address)
+	if err != nil {
+		return Word{}, err
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })()
+
+	peer, err := peerOf(conn)
+	if err != nil {
+		return Word{}, err
+	}
+	if err := trusted(peer); err != nil {
+		return Word{}, err
+	}
+	return read(conn)
+}
+
+func sleep(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// peerOf asks the kernel who made the other end: for a client the process
+// that called listen, for a server the one that called connect (unix(7)).
+func peerOf(conn net.Conn) (*unix.Ucred, error) {
+	sc, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil, fmt.Errorf("asking for the peer of a %T: %w", conn, errors.ErrUnsupported)
+	}
+	raw, err := sc.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("asking for the peer: %w", err)
+	}
+	var peer *unix.Ucred
+	var sockErr error
+	if err := raw.Control(func(fd uintptr) {
+		peer, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+	}); err != nil {
+		return nil, fmt.Errorf("asking for the peer: %w", err)
+	}
+	if sockErr != nil {
+		return nil, fmt.Errorf("asking for the peer: %w", sockErr)
+	}
+	return peer, nil
+}
