@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"sync/atomic"
 	"time"
@@ -189,6 +190,9 @@ func (a *Agent) adopt(ctr docker.Container) error {
 		a.drop(known) // restarted while nobody looked: its namespace is another one
 	}
 	r, err := a.open(ctr)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil // stopped since the engine was asked
+	}
 	if err != nil {
 		return fmt.Errorf("linking %q: %w", ctr.Name, err)
 	}
@@ -202,7 +206,8 @@ func (a *Agent) follow(ctx context.Context, look *lookup, r *recipient, changes 
 	var failed []error
 	pointed := true
 	for _, c := range r.links {
-		if c.view.Load() == nil || changes == nil || c.concernedBy(changes) {
+		v := c.view.Load()
+		if v == nil || changes == nil || v.from != r.view.Load().IPv4() || c.concernedBy(changes) {
 			failed = append(failed, a.point(ctx, look, r, c))
 		}
 		pointed = pointed && c.view.Load() != nil

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
+	"net/netip"
+	"slices"
 	"sync/atomic"
 
 	"github.com/linkrun/linkrun/link"
@@ -26,7 +29,16 @@ type carrier struct {
 // view is what others may know of a link: how it was last pointed.
 type view struct {
 	res    resolution
-	broken error // what kept a link from being carried although its source is up
+	from   netip.Addr // the recipient's address, as the source sees it
+	broken error      // what kept a link from being carried although its source is up
+}
+
+// leadsTo tells whether a link pointed as v carries what one pointed as w
+// would, so that nothing has to be done.
+func (v *view) leadsTo(w *view) bool {
+	return v != nil && v.down() == "" && w.down() == "" && v.from == w.from &&
+		incarnation(v.res.source) == incarnation(w.res.source) &&
+		v.res.source.IPv4() == w.res.source.IPv4() && slices.Equal(v.res.source.Ports, w.res.source.Ports)
 }
 
 func (v *view) down() string {
@@ -58,13 +70,14 @@ func (a *Agent) point(ctx context.Context, look *lookup, r *recipient, c *carrie
 	if err != nil {
 		return fmt.Errorf("resolving link %q of %q: %w", c.link.Alias, r.name(), err)
 	}
-	was := c.view.Load()
-	now := &view{res: res}
-	if res.down == "" {
-		now.broken = a.connect(r, c, res)
-	}
-	if now.down() != "" {
-		now.broken = errors.Join(now.broken, r.refuse(c))
+	was, now := c.view.Load(), &view{res: res, from: r.view.Load().IPv4()}
+	if !was.leadsTo(now) {
+		if res.down == "" {
+			now.broken = a.connect(r, c, now)
+		}
+		if now.down() != "" {
+			now.broken = errors.Join(now.broken, r.refuse(c))
+		}
 	}
 	c.res = res
 	c.view.Store(now)
@@ -75,30 +88,33 @@ func (a *Agent) point(ctx context.Context, look *lookup, r *recipient, c *carrie
 	return nil
 }
 
-// connect has connections of c carried to res. The dialer is in place before
-// the first port is steered, and an old source is let go after the new one
-// took its place, so no connection meets a link half-pointed.
-func (a *Agent) connect(r *recipient, c *carrier, res resolution) error {
-	src, err := a.sourceOf(res.source)
+// connect has connections of c carried to where now says. The dialer is in
+// place before the first port is steered, and an old source is let go after
+// the new one took its place, so no connection meets a link half-pointed.
+func (a *Agent) connect(r *recipient, c *carrier, now *view) error {
+	src, err := a.sourceOf(now.res.source)
+	if errors.Is(err, fs.ErrNotExist) {
+		// It stopped since the engine was asked; the event is on its way.
+		now.res.down = fmt.Sprintf("container %q is stopping", now.res.source.Name)
+		return nil
+	}
 	if err != nil {
 		return err
 	}
-	dial, err := src.dialer.Source(r.view.Load().IPv4(), res.source.IPv4())
+	dial, err := src.dialer.Source(now.from, now.res.source.IPv4())
 	if err != nil {
 		return err
 	}
-	c.to.swap(dial)
 	c.source = src
-	return r.ports.Set(c.link.Addr, carried(res.source.Ports), &c.relay)
+	return errors.Join(c.to.swap(dial), r.ports.Set(c.link.Addr, carried(now.res.source.Ports), &c.relay))
 }
 
 // refuse withdraws every port of c, so that clients get a real refusal, and
 // lets its source go: sockets made ahead of need pin the source's namespace.
 func (r *recipient) refuse(c *carrier) error {
 	err := r.ports.Set(c.link.Addr, nil, &c.relay)
-	c.to.swap(nil)
 	c.source = nil
-	return err
+	return errors.Join(err, c.to.swap(nil))
 }
 
 // carried leaves out the ports no link carries.
@@ -120,7 +136,7 @@ func (a *Agent) logPointed(r *recipient, c *carrier, was, now *view) {
 		log.Error("link broken", "err", now.broken)
 	case down != "" && (was == nil || was.down() != down):
 		log.Warn("link down", "reason", down)
-	case down == "" && (wasDown || was.res.source.ID != now.res.source.ID || was.res.source.StartedAt != now.res.source.StartedAt):
+	case down == "" && (wasDown || !was.leadsTo(now)):
 		log.Info("link up", "address", c.link.Addr, "ports", len(now.res.source.Ports))
 	}
 }

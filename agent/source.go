@@ -71,34 +71,33 @@ func incarnation(ctr docker.Container) string {
 // openNamespace opens the network namespace of a running container. The
 // engine's own path for it names this run of the container and no other,
 // while a process id may have been given to somebody else meanwhile, so that
-// is the second choice, for engines whose mount namespace is not ours.
+// is the second choice, for engines whose mount namespace is not ours. The
+// error is fs.ErrNotExist when the container has stopped.
 func openNamespace(ctr docker.Container) (*netns.Namespace, error) {
-	var bySandbox error
 	if ctr.SandboxKey != "" {
 		ns, err := netns.Open(ctr.SandboxKey)
 		if err == nil {
 			return ns, nil
 		}
-		bySandbox = err
-	}
-	if ctr.PID == 0 {
-		return nil, errors.Join(bySandbox, fmt.Errorf("opening the network namespace of %q: it has no process", ctr.Name))
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, netns.ErrNotNamespace) {
+			return nil, err
+		}
 	}
 	ns, err := netns.Open("/proc/" + strconv.Itoa(ctr.PID) + "/ns/net")
 	if err != nil {
-		return nil, errors.Join(bySandbox, err)
+		return nil, fmt.Errorf("finding the network of container %q: %w", ctr.Name, err)
 	}
-	own, err := netns.Open("/proc/self/ns/net")
+	host, err := netns.Open("/proc/self/ns/net")
 	if err != nil {
 		ns.Close()
 		return nil, err
 	}
-	defer own.Close()
-	if same(ns, own) {
+	defer host.Close()
+	if same(ns, host) {
 		// The number is another process's by now. To serve a link in the
 		// host's own namespace would open it to everyone on the host.
 		ns.Close()
-		return nil, fmt.Errorf("opening the network namespace of %q: process %d is in the host's: %w", ctr.Name, ctr.PID, fs.ErrNotExist)
+		return nil, fmt.Errorf("finding the network of container %q: process %d is not in it: %w", ctr.Name, ctr.PID, fs.ErrNotExist)
 	}
 	return ns, nil
 }
