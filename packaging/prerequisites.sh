@@ -19,21 +19,22 @@ declare -A package=(
 )
 
 main() {
-	local missing=() program
+	local program
+	declare -A missing=()
 	PATH+=:/usr/sbin:/sbin
 	for program in "$@"; do
-		# shellcheck disable=SC2206 # a value may be two packages
-		command -v "$program" >/dev/null || missing+=(${package[$program]-$program})
+		command -v "$program" >/dev/null || missing[${package[$program]-$program}]=
 	done
 	((${#missing[@]})) || return 0
 	if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
-		say "missing here, and only root can install them, through apt: ${missing[*]}"
+		say "missing here, and only root can install them, through apt: ${!missing[*]}"
 		exit 1
 	fi
-	say "installing ${missing[*]}"
+	say "installing ${!missing[*]}"
 	hold_services
 	[[ -n $(compgen -G '/var/lib/apt/lists/*_Packages*') ]] || apt-get update -qq
-	apt_install "${missing[@]}" || { apt-get update -qq && apt_install "${missing[@]}"; }
+	# shellcheck disable=SC2068 # a key may be two packages
+	apt_install ${!missing[@]} || { apt-get update -qq && apt_install ${!missing[@]}; }
 }
 
 apt_install() {
