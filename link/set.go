@@ -76,28 +76,28 @@ func (s *Set) assign() {
 }
 
 // Variables are those of all links, as "NAME=value" with each name once. What
-// the image or the user owns is left out. The sources need no address.
+// the image or the user owns is left out, and so is every variable of an alias
+// with a "=", where its name would end. The sources need no address.
 func (s *Set) Variables(engineMajor int, recipient string, source func(Link) Source) []string {
 	index := make(map[string]int)
 	var vars []string
 	for _, l := range s.Links {
 		src := source(l)
 		src.Addr = l.Addr
+		prefix := Prefix(l.Alias)
 		for _, v := range Variables(engineMajor, src, recipient, l.Alias, s.Env) {
 			name, _, _ := strings.Cut(v, "=")
-			if i, known := index[name]; known {
+			i, known := index[name]
+			switch {
+			case known:
 				vars[i] = v // the last one counts, as in a process's environment
-				continue
+			case IsVariable(prefix, name) && !slices.Contains(s.Kept, name):
+				index[name] = len(vars)
+				vars = append(vars, v)
 			}
-			index[name] = len(vars)
-			vars = append(vars, v)
 		}
 	}
-	return slices.DeleteFunc(vars, func(v string) bool {
-		name, _, _ := strings.Cut(v, "=")
-		// No process finds a variable without a name, and docker refuses it.
-		return name == "" || slices.Contains(s.Kept, name)
-	})
+	return vars
 }
 
 // Prefixes are those of all links' variables.

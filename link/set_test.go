@@ -95,7 +95,7 @@ func TestSetVariables(t *testing.T) {
 		return Source{Ports: []Port{{80, TCP}}, Env: []string{"A=1", "B=2", "NAME=x", "A=3"}}
 	})
 	want := []string{
-		// "=_PORT" and so on have no name before their first "=".
+		// Nothing of "=": the name of "=_PORT" ends before it begins.
 		"DB_PORT_80_TCP=tcp://127.77.0.3:80", "DB_PORT_80_TCP_ADDR=127.77.0.3",
 		"DB_PORT_80_TCP_PORT=80", "DB_PORT_80_TCP_PROTO=tcp",
 		"DB_NAME=/web/db", "DB_ENV_A=3", "DB_ENV_NAME=/web/db-env",
