@@ -86,13 +86,13 @@ func (g *Gate) give(ctx context.Context, conn net.Conn, word []byte) (given bool
 	if err != nil {
 		return false, err
 	}
-	if !g.Verify(int(peer.Pid), int(peer.Uid)) {
-		return false, fmt.Errorf("process %d of user %d is not the init", peer.Pid, peer.Uid)
+	if !g.Verify(peer.pid, peer.uid) {
+		return false, fmt.Errorf("process %d of user %d is not the init", peer.pid, peer.uid)
 	}
 	conn.SetWriteDeadline(time.Now().Add(cmp.Or(g.WriteTimeout, defaultWriteTimeout)))
 	defer context.AfterFunc(ctx, func() { conn.SetWriteDeadline(time.Unix(1, 0)) })()
 	if _, err := conn.Write(word); err != nil {
-		return false, fmt.Errorf("writing to process %d: %w", peer.Pid, err)
+		return false, fmt.Errorf("writing to process %d: %w", peer.pid, err)
 	}
 	return true, nil
 }

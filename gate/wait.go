@@ -9,8 +9,6 @@ import (
 	"os/signal"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // The pauses between two attempts to get the word: short at first, since an
@@ -40,7 +38,7 @@ func Wait(ctx context.Context, address string) (Word, error) {
 	return wait(ctx, address, isAmbassador)
 }
 
-func wait(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+func wait(ctx context.Context, address string, trusted func(process) error) (Word, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	release := catchSignals(cancel)
@@ -54,9 +52,9 @@ func wait(ctx context.Context, address string, trusted func(*unix.Ucred) error) 
 // isAmbassador knows the ambassador by where it is: outside of this
 // container's pid namespace, where pids read as 0. With --pid=host it is not
 // outside, and has to be root.
-func isAmbassador(peer *unix.Ucred) error {
-	if peer.Pid != 0 && peer.Uid != 0 {
-		return fmt.Errorf("process %d of user %d is not the ambassador", peer.Pid, peer.Uid)
+func isAmbassador(peer process) error {
+	if peer.pid != 0 && peer.uid != 0 {
+		return fmt.Errorf("process %d of user %d is not the ambassador", peer.pid, peer.uid)
 	}
 	return nil
 }
@@ -96,7 +94,7 @@ func catchSignals(cancel func()) (release func() *SignalError) {
 	}
 }
 
-func poll(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+func poll(ctx context.Context, address string, trusted func(process) error) (Word, error) {
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		w, err := ask(ctx, address, trusted)
 		if err == nil {
@@ -110,7 +108,7 @@ func poll(ctx context.Context, address string, trusted func(*unix.Ucred) error) 
 }
 
 // ask makes one attempt.
-func ask(ctx context.Context, address string, trusted func(*unix.Ucred) error) (Word, error) {
+func ask(ctx context.Context, address string, trusted func(process) error) (Word, error) {
 	// Not with the context: this does not block, a full backlog included, and
 	// its error shall be the reason and not that time was up.
 	conn, err := net.Dial("unix", address)
@@ -137,28 +135,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-t.C:
 	}
-}
-
-// peerOf asks the kernel who made the other end: for a client the process
-// that called listen, for a server the one that called connect (unix(7)).
-func peerOf(conn net.Conn) (*unix.Ucred, error) {
-	sc, ok := conn.(syscall.Conn)
-	if !ok {
-		return nil, fmt.Errorf("asking for the peer of a %T: %w", conn, errors.ErrUnsupported)
-	}
-	raw, err := sc.SyscallConn()
-	if err != nil {
-		return nil, fmt.Errorf("asking for the peer: %w", err)
-	}
-	var peer *unix.Ucred
-	var sockErr error
-	if err := raw.Control(func(fd uintptr) {
-		peer, sockErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	}); err != nil {
-		return nil, fmt.Errorf("asking for the peer: %w", err)
-	}
-	if sockErr != nil {
-		return nil, fmt.Errorf("asking for the peer: %w", sockErr)
-	}
-	return peer, nil
 }

@@ -70,7 +70,7 @@ func role(t *testing.T, role, address string, args ...string) *exec.Cmd {
 	return cmd
 }
 
-func anyone(*unix.Ucred) error { return nil }
+func anyone(process) error { return nil }
 
 func addressOf(t *testing.T) string {
 	return fmt.Sprintf("@gate-test-%d-%s", os.Getpid(), t.Name())
@@ -280,8 +280,8 @@ func TestImpostor(t *testing.T) {
 	defer cancel()
 	serveCtx, stop := context.WithCancel(t.Context())
 	done := serve(serveCtx, &Gate{Word: word, Verify: func(int, int) bool { return true }}, listen(t, addressOf(t)))
-	_, err := wait(ctx, addressOf(t), func(peer *unix.Ucred) error {
-		peer.Uid = 1000
+	_, err := wait(ctx, addressOf(t), func(peer process) error {
+		peer.uid = 1000
 		return isAmbassador(peer)
 	})
 	stop()
@@ -294,15 +294,15 @@ func TestImpostor(t *testing.T) {
 
 func TestIsAmbassador(t *testing.T) {
 	for _, tt := range []struct {
-		peer unix.Ucred
+		peer process
 		err  string
 	}{
-		{unix.Ucred{Pid: 0, Uid: 0}, ""},
-		{unix.Ucred{Pid: 0, Uid: 65534}, ""}, // with user namespaces, the host's root
-		{unix.Ucred{Pid: 77, Uid: 0}, ""},
-		{unix.Ucred{Pid: 77, Uid: 1000}, "process 77 of user 1000 is not the ambassador"},
+		{process{0, 0}, ""},
+		{process{0, 65534}, ""}, // with user namespaces, the host's root
+		{process{77, 0}, ""},
+		{process{77, 1000}, "process 77 of user 1000 is not the ambassador"},
 	} {
-		if err := isAmbassador(&tt.peer); (err == nil) != (tt.err == "") || err != nil && err.Error() != tt.err {
+		if err := isAmbassador(tt.peer); (err == nil) != (tt.err == "") || err != nil && err.Error() != tt.err {
 			t.Errorf("isAmbassador(%+v) = %v", tt.peer, err)
 		}
 	}
