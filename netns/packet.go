@@ -177,6 +177,9 @@ func (r *packetRoute) remove() error {
 		}
 		return errors.Join(err, deleteLocalRoute(netip.PrefixFrom(r.to, 32)))
 	})
+	if errors.Is(err, os.ErrClosed) {
+		return nil // the namespace was let go before: there is nothing to tidy up for us
+	}
 	if err != nil {
 		return fmt.Errorf("undoing the routing of answers to %v: %w", r.to, err)
 	}

@@ -34,8 +34,7 @@ import (
 // more in each lookup of a route.
 //
 // A UDP server's answers have no mark, there is no udp_fwmark_accept. They are
-// told by their ports, see packetRoute. That makes Linux 4.17 the oldest that
-// will do (commit bfff4862653b, rules for ports).
+// told by their ports, see packetRoute. Rules for ports came with Linux 4.17.
 const (
 	// Mark is the SO_MARK of the sockets made for connecting to a source,
 	// and Table the number of the routing table for packets that carry it.
@@ -84,20 +83,28 @@ func removeRoutes(before map[string]string) error {
 	return errors.Join(errs...)
 }
 
+// setSysctl returns what the value was before, as far as it got.
 func setSysctl(name, value string) (before string, err error) {
-	path := "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
-	old, err := os.ReadFile(path)
-	if err != nil {
-		return "", fmt.Errorf("reading sysctl %s: %w", name, err)
+	before, err = readSysctl(name)
+	if err != nil || before == value {
+		return before, err
 	}
-	before = strings.TrimSpace(string(old))
-	if before == value {
-		return before, nil
-	}
-	if err := os.WriteFile(path, []byte(value), 0); err != nil {
+	if err := os.WriteFile(sysctlPath(name), []byte(value), 0); err != nil {
 		return before, fmt.Errorf("setting sysctl %s: %w", name, err)
 	}
 	return before, nil
+}
+
+func readSysctl(name string) (string, error) {
+	b, err := os.ReadFile(sysctlPath(name))
+	if err != nil {
+		return "", fmt.Errorf("reading sysctl %s: %w", name, err)
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+func sysctlPath(name string) string {
+	return "/proc/sys/" + strings.ReplaceAll(name, ".", "/")
 }
 
 // ports is a range of port numbers, both ends in it. The zero value means any.

@@ -104,6 +104,23 @@ func (n *Namespace) ListenUnix(name string) (int, error) {
 	return fd, nil
 }
 
+// EphemeralPorts returns the range from which the kernel takes the ports of
+// clients in the namespace, both ends in it: net.ipv4.ip_local_port_range.
+func (n *Namespace) EphemeralPorts() (first, last uint16, err error) {
+	const name = "net.ipv4.ip_local_port_range"
+	err = n.Do(func() error {
+		value, err := readSysctl(name)
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Sscan(value, &first, &last); err != nil {
+			return fmt.Errorf("parsing sysctl %s %q: %w", name, value, err)
+		}
+		return nil
+	})
+	return first, last, err
+}
+
 // socket makes a socket in the namespace, and calls setup on it there.
 func (n *Namespace) socket(family, kind, proto int, setup func(fd int) error) (int, error) {
 	fd := -1

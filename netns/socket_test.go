@@ -5,6 +5,7 @@ package netns_test
 import (
 	"errors"
 	"net/netip"
+	"os"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -193,6 +194,17 @@ func TestListenUnixIsInTheNamespace(t *testing.T) {
 	netnstest.Do(t, n, connect)
 	if err := connect(); err != unix.ECONNREFUSED {
 		t.Errorf("connecting in another namespace = %v, want ECONNREFUSED", err)
+	}
+}
+
+func TestEphemeralPorts(t *testing.T) {
+	n := netnstest.New(t)
+	netnstest.Do(t, n, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/ip_local_port_range", []byte("2001 3002"), 0)
+	})
+	first, last, err := n.EphemeralPorts()
+	if first != 2001 || last != 3002 || err != nil {
+		t.Errorf("EphemeralPorts = %d, %d, %v; want 2001, 3002", first, last, err)
 	}
 }
 
