@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 )
@@ -34,7 +33,7 @@ func (s *Set) Labels() map[string]string {
 			labels[LabelID+escape(l.Alias)] = l.ID
 		}
 	}
-	if s.Env != "" && s.Env != ModeAll {
+	if s.Env != "" {
 		labels[LabelEnv] = string(s.Env)
 	}
 	if len(s.Kept) > 0 {
@@ -83,7 +82,7 @@ func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
 		if l.Alias, err = parseAlias(key[len(LabelLink):]); err != nil {
 			return err
 		}
-		if !sourceName.MatchString(l.Source) {
+		if !isName(l.Source) {
 			return errors.New("the value is not a container's name")
 		}
 		s.Links = append(s.Links, l)
@@ -92,7 +91,7 @@ func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
 		if err != nil {
 			return err
 		}
-		if !fullID.MatchString(value) {
+		if !isFullID(value) {
 			return errors.New("the value is not a container's id, 64 hexadecimal digits")
 		}
 		ids[alias] = value
@@ -110,11 +109,28 @@ func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
 	return err
 }
 
-// The names and ids that Docker gives out (moby, daemon/names).
-var (
-	sourceName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]*$`)
-	fullID     = regexp.MustCompile(`^[0-9a-f]{64}$`)
-)
+// isName tells whether Docker gives out such names (moby, daemon/names), or
+// such ids. Not a regular expression: the init of every recipient contains
+// this package, and compiling one would delay it.
+func isName(s string) bool {
+	for i, c := range []byte(s) {
+		switch {
+		case isAlphanumeric(c):
+		case i > 0 && (c == '_' || c == '.' || c == '-'):
+		default:
+			return false
+		}
+	}
+	return s != ""
+}
+
+func isFullID(s string) bool {
+	return len(s) == 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
+
+func isAlphanumeric(c byte) bool {
+	return 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z' || '0' <= c && c <= '9'
+}
 
 func parseAlias(encoded string) (string, error) {
 	alias, err := unescape(encoded)
@@ -131,10 +147,9 @@ func parseAlias(encoded string) (string, error) {
 func escape(s string) string {
 	var b strings.Builder
 	for _, c := range []byte(s) {
-		switch {
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_', c == '.', c == '-':
+		if isAlphanumeric(c) || c == '_' || c == '.' || c == '-' {
 			b.WriteByte(c)
-		default:
+		} else {
 			fmt.Fprintf(&b, "%%%02X", c)
 		}
 	}
@@ -158,4 +173,9 @@ func HasLabels(labels map[string]string) bool {
 		}
 	}
 	return false
+}
+
+// IsLabel tells whether a label of that key is read by ParseLabels.
+func IsLabel(key string) bool {
+	return strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID) || key == LabelEnv || key == LabelKept
 }

@@ -61,6 +61,10 @@ func TestParseLabelsErrors(t *testing.T) {
 			`parsing label "ambassador.link.a%zz" with value "db": "a%zz" is not percent-encoded`},
 		{map[string]string{"ambassador.link.db": "d b"},
 			`parsing label "ambassador.link.db" with value "d b": the value is not a container's name`},
+		{map[string]string{"ambassador.link.db": "-db"},
+			`parsing label "ambassador.link.db" with value "-db": the value is not a container's name`},
+		{map[string]string{"ambassador.id.db": strings.Repeat("xy", 32)},
+			`parsing label "ambassador.id.db" with value "` + strings.Repeat("xy", 32) + `": the value is not a container's id, 64 hexadecimal digits`},
 		{map[string]string{"ambassador.link.db": "/"},
 			`parsing label "ambassador.link.db" with value "/": the value is not a container's name`},
 		{map[string]string{"ambassador.link.a%2Fb": "x", "ambassador.link.a/b": "y"},
@@ -96,7 +100,7 @@ func TestLabelsRoundTrip(t *testing.T) {
 			}
 			want.Add(l)
 		}
-		want.Env = rapid.SampledFrom([]Mode{"", ModePorts, ModeNone}).Draw(t, "env")
+		want.Env = rapid.SampledFrom([]Mode{"", ModeAll, ModePorts, ModeNone}).Draw(t, "env")
 		if kept := rapid.SliceOf(rapid.StringN(1, -1, -1)).Draw(t, "kept"); len(kept) > 0 {
 			want.Kept = kept
 		}
@@ -124,4 +128,15 @@ func FuzzParseLabels(f *testing.F) {
 			t.Fatalf("%+v became %+v, %v", s, again, err)
 		}
 	})
+}
+
+func TestIsLabel(t *testing.T) {
+	for key, want := range map[string]bool{
+		"ambassador.link.db": true, "ambassador.id.db": true, "ambassador.env": true, "ambassador.env.kept": true,
+		"ambassador.environment": false, "ambassador.links.db": false, "com.example": false, "": false,
+	} {
+		if got := IsLabel(key); got != want {
+			t.Errorf("IsLabel(%q) = %v", key, got)
+		}
+	}
 }
