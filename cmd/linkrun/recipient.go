@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"maps"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/linkrun/linkrun/control"
+	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/link"
+)
+
+// engineTimeout bounds the questions to the engine. It does not bound a pull.
+const engineTimeout = time.Minute
+
+// runLinked becomes the docker run that makes a recipient. It refuses what
+// Docker would refuse about links before it changes anything; the rest of the
+// flags are docker's to judge.
+func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, stderr io.Writer) error {
+	if err := checkNetworks(inv.all("network", "net")); err != nil {
+		return err
+	}
+	self, err := initBinary()
+	if err != nil {
+		return err
+	}
+	labels, err := userLabels(inv)
+	if err != nil {
+		return err
+	}
+	specs, mode, err := addLabelled(inv, labels)
+	if err != nil {
+		return err
+	}
+	name, _ := inv.last("name")
+	if name == "" {
+		name = newName()
+	}
+
+	ask, cancel := context.WithTimeout(ctx, engineTimeout)
+	defer cancel()
+	client, err := docker.Dial(ask, host)
+	if err != nil {
+		return noEngine(err)
+	}
+	defer client.Close()
+	engine, err := client.Engine(ask)
+	if err != nil {
+		return noEngine(err)
+	}
+	l, err := resolve(ask, client, name, specs, stderr)
+	if err != nil {
+		return err
+	}
+	if len(l.set.Links) == 0 {
+		return d.become(runWords(inv.flags, nil, inv.image, inv.args), d.env)
+	}
+	r := recipient{name: name, engine: engine, linked: l, self: self, inv: inv}
+	r.set.Env = mode
+
+	img, err := findImage(ctx, client, d, inv, stderr)
+	if err != nil {
+		return err
+	}
+	if img, r.former, err = uncommit(ctx, d, inv.image, img); err != nil {
+		return err
+	}
+	maps.Copy(labels, r.former.labels)
+	r.foreign = labels
+	if r.program, err = programOf(img, inv); err != nil {
+		return err
+	}
+	if r.owned, err = ownedVariables(img.Env, inv); err != nil {
+		return err
+	}
+	r.set.Kept = keptVariables(&r.set, r.owned)
+
+	a := ambassador{dir: control.Dir(), host: host, beside: filepath.Dir(self)}
+	if err := a.ensure(ctx, engine); err != nil {
+		return err
+	}
+	words, env, err := r.dockerRun(d.env)
+	if err != nil {
+		return err
+	}
+	return d.become(words, env)
+}
+
+// recipient is a container about to be made.
+type recipient struct {
+	*linked
+	name    string
+	engine  docker.Engine
+	self    string // the program that is its init
+	inv     *invocation
+	program program
+	owned   map[string]bool
+	former  committed
+	foreign map[string]string // labels of the user and of the image
+}
+
+// dockerRun is the words and the environment for docker.
+func (r *recipient) dockerRun(env []string) (words, newEnv []string, err error) {
+	mount, err := initMount(r.self)
+	if err != nil {
+		return nil, nil, err
+	}
+	vars := r.set.Variables(r.engine.Major(), r.name, r.source)
+	added := []string{"--mount=" + mount}
+	added = append(added, r.labelFlags()...)
+	for _, h := range r.set.Hosts(r.source) {
+		added = append(added, "--add-host="+h.Name+":"+h.Addr.String())
+	}
+	added = append(added, bare(vars)...)
+
+	// A bare name that docker does not find in its environment unsets the
+	// variable in the container.
+	stale := slices.DeleteFunc(r.former.variables, func(name string) bool {
+		return r.owned[name] || slices.ContainsFunc(vars, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+	})
+	added = append(added, bare(stale)...)
+	newEnv = append(unsetenv(env, slices.Concat(vars, stale)), vars...)
+
+	if given, _ := r.inv.last("name"); given == "" {
+		added = append(added, "--name="+r.name)
+	}
+	p := wrap(r.program, r.inv)
+	added = append(added, "--entrypoint="+p.entrypoint[0])
+	drop := []string{"entrypoint"}
+	if policy, _ := r.inv.last("pull"); policy == pullAlways {
+		drop = append(drop, "pull") // that is done
+	}
+	return runWords(r.inv.without(drop...), added, r.inv.image, p.args), newEnv, nil
+}
+
+// labelFlags come behind those of the user. What labels there are of links
+// that the recipient does not have is taken back.
+func (r *recipient) labelFlags() (words []string) {
+	labels := r.set.Labels()
+	for key := range r.foreign {
+		if _, ours := labels[key]; !ours && link.IsLabel(key) {
+			labels[key] = ""
+		}
+	}
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		words = append(words, "--label="+key+"="+labels[key])
+	}
+	return words
+}
+
+// runWords are the words of `docker run`.
+func runWords(flags []given, added []string, image string, args []string) []string {
+	words := []string{"run"}
+	for _, f := range flags {
+		words = append(words, f.word())
+	}
+	words = append(words, added...)
+	if strings.HasPrefix(image, "-") {
+		words = append(words, "--")
+	}
+	return slices.Concat(words, []string{image}, args)
+}
+
+// userLabels are those of --label-file and --label, the latter winning.
+func userLabels(inv *invocation) (map[string]string, error) {
+	var pairs []string
+	for _, file := range inv.all("label-file") {
+		more, err := readEnvFile(file, func(string) (string, bool) { return "", true })
+		if err != nil {
+			return nil, err
+		}
+		pairs = append(pairs, more...)
+	}
+	labels := make(map[string]string)
+	for _, pair := range append(pairs, inv.all("label")...) {
+		key, value, _ := strings.Cut(pair, "=")
+		labels[key] = value
+	}
+	return labels, nil
+}
+
+// addLabelled adds to the links of the command line those that the user wrote
+// as labels. They count, so they have to be known: the addresses depend on
+// all of them.
+func addLabelled(inv *invocation, labels map[string]string) ([]link.Spec, link.Mode, error) {
+	set, err := link.ParseLabels(labels)
+	if err != nil {
+		return nil, "", fail("correct the label", "%w", err)
+	}
+	specs := slices.Clone(inv.links)
+	for _, l := range set.Links {
+		specs = append(specs, link.Spec{Source: l.Source, Alias: l.Alias})
+	}
+	mode := inv.env
+	if mode == "" {
+		mode = set.Env
+	}
+	return specs, mode, nil
+}
+
+func noEngine(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return fail("run linkrun as root, or join the group docker", "%w", err)
+	case errors.Is(err, docker.ErrUnavailable):
+		return fail("start the engine, or name it with DOCKER_HOST or DOCKER_CONTEXT", "%w", err)
+	}
+	return fail("", "%w", err)
+}
