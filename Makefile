@@ -16,7 +16,7 @@ demo: build
 
 # Without root or an engine, the tests that need one are skipped, and say so.
 test:
-	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc
+	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze
 	$(GO) test -race -timeout 12m $(TESTFLAGS) ./...
 
 lint:

@@ -37,7 +37,7 @@ links() {
 	tell 'A container that stays, linked to the database under the name "db":'
 	show "linkrun -d --name demo-web $net --link demo-db:db -e PGPASSWORD=secret linkrun/postgres sleep 1d"
 	tell "It has the variables that Docker's own links set,"
-	show 'docker exec demo-web env | grep ^DB_'
+	show 'docker exec demo-web env | grep ^DB_ | sort'
 	tell 'and the names in its hosts file; the address is its own, and never changes:'
 	show 'docker exec demo-web grep -w db /etc/hosts'
 	tell 'A query over the link. The server sees who really asks:'
@@ -123,7 +123,6 @@ use_ambassador() {
 	prompt 'ambassador serve &'
 	background ambassador "${in_engine[@]}" ambassador serve --dir "$AMBASSADOR_DIR" --host "${DOCKER_HOST:-unix:///var/run/docker.sock}"
 	wait_for 'the ambassador to answer' ambassador links
-	cat "$work/ambassador.log"
 }
 
 # clean_up takes away what is there of everything above, however far it came.
@@ -152,7 +151,7 @@ clean_up() {
 		find /sys/fs/cgroup -depth -type d -path "*/$namespace*" -exec rmdir {} +
 	fi
 	[[ ! ${work-} ]] || rm -rf "$work"
-	((status != 0)) || say 'Nothing is left but downloads, in ~/.cache/linkrun.'
+	((status != 0)) || say "Nothing is left but downloads, in ${LINKRUN_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/linkrun}."
 	exit "$status"
 }
 

@@ -105,8 +105,8 @@ func build() (_ *Binaries, err error) {
 	if err != nil {
 		return nil, err
 	}
-	top, err := os.MkdirTemp("", "linkrun-bin-")
-	if err != nil {
+	top := folder(newName()) // swept up like an engine's, should the test be killed
+	if err := os.Mkdir(top, 0o755); err != nil {
 		return nil, err
 	}
 	defer func() {

@@ -1,0 +1,278 @@
+// Package packaging_test holds what users install to what it says: the unit,
+// the installer, and the agent's image.
+package packaging_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"debug/elf"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/linkrun/linkrun/control"
+	"github.com/linkrun/linkrun/internal/enginetest"
+)
+
+var suite enginetest.Suite
+
+func TestMain(m *testing.M) { suite.Main(m) }
+
+// TestImage builds the Dockerfile with every docker client of the machine:
+// Debian's is older than the one that users install from Docker's archive.
+func TestImage(t *testing.T) {
+	enginetest.Require(t, enginetest.Root, enginetest.Dockerd)
+	dir := tree(t, "Dockerfile", ".dockerignore")
+	write(t, filepath.Join(dir, "secret"), "not for the image")
+	for _, client := range clients() {
+		t.Run(client, func(t *testing.T) {
+			e := enginetest.Start(t, enginetest.Options{CLI: client})
+			id := e.MustDocker(t, "build", "--quiet", dir)
+
+			if user := e.MustDocker(t, "image", "inspect", "-f", "{{.Config.User}}", id); user != "65534:65534" {
+				t.Errorf("it runs as %q, want nobody", user)
+			}
+			if out := e.MustDocker(t, "run", "--rm", id, "version"); !strings.HasPrefix(out, "ambassador ") {
+				t.Errorf("`version` printed %q", out)
+			}
+			if _, err := e.Docker("run", "--rm", id, "serve"); err == nil || !strings.Contains(err.Error(), "needs root") {
+				t.Errorf("`serve` as nobody: %v, want that it needs root", err)
+			}
+			if _, err := e.Docker("run", "--rm", "--entrypoint=/bin/sh", id); err == nil || !strings.Contains(err.Error(), "no such file") {
+				t.Errorf("a shell: %v, want that there is none", err)
+			}
+			if got, want := files(t, e, id), []string{"ambassador", "linkrun"}; !slices.Equal(got, want) {
+				t.Errorf("it consists of %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// files lists the files of an image.
+func files(t *testing.T, e *enginetest.Engine, image string) (names []string) {
+	t.Helper()
+	archive := filepath.Join(t.TempDir(), "image.tar")
+	e.MustDocker(t, "save", "-o", archive, image)
+	for name, content := range entries(t, archive, nil) {
+		if !strings.HasSuffix(name, "layer.tar") && !strings.HasPrefix(name, "blobs/") {
+			continue
+		}
+		for name := range entries(t, "", content) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// entries reads a tar file, or one inside another. What is not a tar file has
+// no entries.
+func entries(t *testing.T, path string, content []byte) map[string][]byte {
+	t.Helper()
+	if path != "" {
+		var err error
+		if content, err = os.ReadFile(path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	found := map[string][]byte{}
+	for r := tar.NewReader(bytes.NewReader(content)); ; {
+		h, err := r.Next()
+		if err != nil {
+			return found
+		}
+		if found[h.Name], err = io.ReadAll(r); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// TestStatic: linkrun is mounted into containers that have no libraries.
+func TestStatic(t *testing.T) {
+	bin := suite.Binaries(t)
+	for _, path := range []string{bin.Linkrun, bin.Ambassador} {
+		f, err := elf.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range f.Progs {
+			if p.Type == elf.PT_INTERP {
+				t.Errorf("%s wants a dynamic linker", path)
+			}
+		}
+		f.Close()
+	}
+}
+
+func TestInstall(t *testing.T) {
+	dir := tree(t, "packaging/install.sh", "packaging/ambassador.service")
+	dest := t.TempDir()
+	cmd := exec.Command("bash", filepath.Join(dir, "packaging/install.sh"), "/opt/linkrun")
+	cmd.Env = append(os.Environ(), "DESTDIR="+dest)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("installing: %v\n%s", err, out)
+	}
+	var got []string
+	err := fs.WalkDir(os.DirFS(dest), ".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			fi, _ := d.Info()
+			got = append(got, fmt.Sprintf("%v %s", fi.Mode(), path))
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{
+		"-rwxr-xr-x opt/linkrun/bin/ambassador",
+		"-rwxr-xr-x opt/linkrun/bin/linkrun",
+		"Lrwxrwxrwx opt/linkrun/lib/docker/cli-plugins/docker-linkrun",
+		"-rw-r--r-- opt/linkrun/lib/systemd/system/ambassador.service",
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("it installed\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if to, err := os.Readlink(filepath.Join(dest, "opt/linkrun/lib/docker/cli-plugins/docker-linkrun")); to != "/opt/linkrun/bin/linkrun" {
+		t.Errorf("the plugin points to %q (%v)", to, err)
+	}
+	unit := read(t, filepath.Join(dest, "opt/linkrun/lib/systemd/system/ambassador.service"))
+	if !strings.Contains(unit, "\nExecStart=/opt/linkrun/bin/ambassador serve\n") {
+		t.Errorf("the unit starts something else:\n%s", unit)
+	}
+}
+
+// TestUnitIsValid lets systemd read the unit; it starts nothing.
+func TestUnitIsValid(t *testing.T) {
+	enginetest.Require(t, enginetest.Programs("systemd-analyze"))
+	dir := t.TempDir()
+	unit := read(t, "ambassador.service")
+	// It checks that the program is there, and knows the units it is ordered by.
+	write(t, filepath.Join(dir, "ambassador.service"), strings.ReplaceAll(unit, "/usr/local/bin/ambassador", "/bin/true"))
+	write(t, filepath.Join(dir, "docker.service"), "[Service]\nExecStart=/bin/true\n")
+	cmd := exec.Command("systemd-analyze", "verify", "--man=no", filepath.Join(dir, "ambassador.service"))
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("systemd-analyze verify: %v\n%s", err, out)
+	}
+}
+
+// TestUnitSuffices runs the ambassador with no more capabilities than the unit
+// leaves it, a link over it to a source that has others, and iptables.
+func TestUnitSuffices(t *testing.T) {
+	e := suite.Engine(t)
+	enginetest.Require(t, enginetest.Programs("setpriv"))
+	busybox := e.Image(t, "busybox")
+	e.LeavesNothing(t)
+
+	set := "--bounding-set=-all"
+	for _, name := range strings.Fields(setting(t, "CapabilityBoundingSet")) {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
+	}
+	dir := filepath.Join(t.TempDir(), "ambassador")
+	cmd := e.Command(context.Background(), "setpriv", "--no-new-privs", set, "--",
+		suite.Binaries(t).Ambassador, "serve", "--dir", dir)
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		cmd.Process.Signal(os.Interrupt)
+		defer time.AfterFunc(10*time.Second, func() { cmd.Process.Kill() }).Stop()
+		if err := cmd.Wait(); err != nil || t.Failed() {
+			t.Errorf("the ambassador ended with %v, and logged\n%s", err, &log)
+		}
+	})
+	enginetest.Poll(t, 10*time.Second, func() error {
+		_, err := control.Dial(dir).Status(t.Context())
+		return err
+	})
+
+	for _, c := range [][]string{
+		{"--name=source", "--expose=80", busybox, "nc", "-ll", "-p", "80", "-e", "echo", "reached"},
+		{"--name=recipient", "--label=ambassador.link.there=source", busybox, "sleep", "1000"},
+	} {
+		id := e.MustDocker(t, append([]string{"run", "-d", "--init"}, c...)...)
+		t.Cleanup(func() { e.MustDocker(t, "rm", "-f", id) })
+	}
+	enginetest.Poll(t, 10*time.Second, func() error {
+		out, err := e.Docker("exec", "recipient", "nc", "-w", "3", "127.77.0.2", "80")
+		if err == nil && out != "reached" {
+			err = fmt.Errorf("the link answered %q", out)
+		}
+		return err
+	})
+	links, err := control.Dial(dir).Links(t.Context())
+	if err != nil || len(links) != 1 || links[0].State != control.StateUp {
+		t.Errorf("the ambassador's links: %+v (%v), want one that is up", links, err)
+	}
+	iptables := e.Command(t.Context(), "setpriv", "--no-new-privs", set, "--", "iptables", "-w", "-S")
+	if out, err := iptables.CombinedOutput(); err != nil {
+		t.Errorf("iptables with the unit's capabilities: %v\n%s", err, out)
+	}
+}
+
+// setting is the value of a setting of the unit.
+func setting(t *testing.T, name string) string {
+	t.Helper()
+	for line := range strings.Lines(read(t, "ambassador.service")) {
+		if value, ok := strings.CutPrefix(line, name+"="); ok {
+			return strings.TrimSpace(value)
+		}
+	}
+	t.Fatalf("the unit does not set %s", name)
+	return ""
+}
+
+// tree copies files of the repository into a folder, and the programs into
+// its bin/, as `make build` does.
+func tree(t *testing.T, paths ...string) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.CopyFS(filepath.Join(dir, "bin"), os.DirFS(suite.Binaries(t).Dir)); err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		write(t, filepath.Join(dir, path), read(t, filepath.Join("..", path)))
+	}
+	return dir
+}
+
+// clients are the docker clients of this machine: the first in PATH, and
+// Debian's, if that is another.
+func clients() []string {
+	clients := []string{"docker"}
+	if first, _ := exec.LookPath("docker"); first != "/usr/bin/docker" {
+		if _, err := os.Stat("/usr/bin/docker"); !errors.Is(err, fs.ErrNotExist) {
+			clients = append(clients, "/usr/bin/docker")
+		}
+	}
+	return clients
+}
+
+func read(t *testing.T, path string) string {
+	t.Helper()
+	text, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
