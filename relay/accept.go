@@ -22,11 +22,11 @@ type Listener struct {
 // returned, route is not called any more. It is not to be called from route.
 func (l *Listener) Close() error {
 	l.once.Do(func() {
-		l.engine.everyWorker(func(w *worker) { w.stopListening(l) })
-		// One that stopped last may have placed a connection with one that
-		// had stopped before: a second round is behind it.
-		l.engine.everyWorker(func(*worker) {})
+		// No worker begins to listen after it has been forgotten.
 		l.engine.forget(l)
+		l.engine.everyWorker(func(w *worker) { w.stopListening(l) })
+		// What was accepted by then may be on its way to another worker.
+		l.engine.everyWorker(func(*worker) {})
 		closeFD(l.fd)
 	})
 	return nil
@@ -113,19 +113,4 @@ func (w *worker) retryListeners() {
 			}
 		}
 	}
-}
-
-// place gives a connection to the worker with the least to do, the accepting
-// one unless another has clearly less: to hand over costs a wake-up.
-func (w *worker) place(fd int32, route func(netip.AddrPort) *Link) {
-	best := w
-	for _, other := range w.engine.workers {
-		if other.load.Load()+2 <= best.load.Load() {
-			best = other
-		}
-	}
-	if best != w && best.post(func(w *worker) { w.begin(fd, route) }) {
-		return
-	}
-	w.begin(fd, route)
 }

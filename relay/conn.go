@@ -60,15 +60,16 @@ func (e *end) is(flags uint8) bool { return e.flags&flags == flags }
 // conn is all there is of one connection. It lives in its worker's slab and
 // is touched by that worker alone.
 type conn struct {
-	ends   [2]end
-	link   *Link
-	gen    int32 // of this use of the slot; never negative
-	slot   int32
-	state  state
-	filed  bool // in the wheel
-	queued bool // in the run queue
-	probed bool // keepalive was set
-	shared bool // the sockets have descriptors in other processes
+	ends    [2]end
+	link    *Link
+	gen     int32 // of this use of the slot; never negative
+	slot    int32
+	state   state
+	inBatch uint8 // reads in the batch: nothing is closed before they are made
+	queued  bool
+	filed   bool // in the wheel
+	settled bool // see settle
+	shared  bool // the sockets have descriptors in other processes
 
 	due, born, active uint32 // ticks
 	next, prev        int32  // in the wheel; next also chains vacant slots
@@ -159,21 +160,68 @@ func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
 	}
 	c := w.open(fd, int32(source), l)
 	c.state = connecting
-	setInt(c.ends[fromSource].fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-	switch errno := startConnect(c.ends[fromSource].fd, to); errno {
+	setInt(int32(source), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	switch errno := startConnect(int32(source), to); errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 	default:
 		w.abort(c, connectCause(errno))
 		return
 	}
-	c.ends[fromSource].flags = wantOut
-	// Before the source has answered the recipient is only watched for a
-	// reset; what it sends waits in its socket.
+	if !w.shortcut(c) {
+		return
+	}
 	if !w.watch(c, fromSource) || !w.watch(c, fromRecipient) {
 		w.abort(c, noSocket)
 		return
 	}
 	w.schedule(c)
+}
+
+// shortcut tries to pass the recipient's first bytes on at once. Between two
+// sockets of one host the whole handshake takes place within connect, which
+// says all the same that it is in progress, and many clients have sent their
+// request by then. It saves the first event of both sockets. It is false when
+// the connection is gone.
+func (w *worker) shortcut(c *conn) bool {
+	recipient, source := &c.ends[fromRecipient], &c.ends[fromSource]
+	buf := w.spare[:]
+	n, errno := w.calls.recv(recipient.fd, buf)
+	switch {
+	case errno == unix.EAGAIN || errno == unix.EINTR:
+		n = 0
+	case errno != 0:
+		w.abort(c, abandoned)
+		return false
+	case n == 0:
+		recipient.flags = ended
+	}
+	m := 0
+	if n > 0 {
+		m, errno = w.calls.send(source.fd, buf[:n])
+		switch {
+		case errno == 0:
+			w.copiedBytes += uint64(m)
+			recipient.moved = uint64(m)
+			w.count(c, fromRecipient, uint64(m))
+		case errno == unix.EAGAIN || errno == unix.EINTR:
+			m = 0
+		default:
+			w.abort(c, connectCause(errno))
+			return false
+		}
+		w.hold(recipient, buf[m:n])
+	}
+	if m > 0 {
+		c.state = established
+		recipient.flags |= writable
+		source.flags = writable
+	}
+	if m == 0 || m < n {
+		// Until the source has answered, the recipient is only watched for a
+		// reset; what more it sends waits in its socket.
+		source.flags = wantOut
+	}
+	return true
 }
 
 // join takes over two connected sockets.
@@ -249,7 +297,7 @@ func (w *worker) event(c *conn, i int, events uint32) {
 	if events&unix.EPOLLOUT != 0 {
 		e.flags |= writable
 	}
-	w.run(c)
+	w.enqueue(c)
 }
 
 // connected turns an event of a connecting connection into its next state.
@@ -345,9 +393,9 @@ func (w *worker) schedule(c *conn) {
 	w.wheel.add(&w.slab, c, due)
 }
 
-// keepaliveAfter is the age at which a connection gets its keepalive: most
-// are gone by then and save the calls.
-const keepaliveAfter = 60 // ticks, 1 s
+// settleAfter is the age at which a connection is taken for one that stays.
+// Most are gone by then and save the calls.
+const settleAfter = 30 // ticks, 0.5 s
 
 // deadline is the earliest tick at which c ends, and why, if nothing happens.
 // The cause is finished for what does not end it.
@@ -370,8 +418,8 @@ func (w *worker) deadline(c *conn) (due uint32, why cause, any bool) {
 		}
 	}
 	earlier(c.born, lim.lifetime, outlived)
-	if !c.probed {
-		earlier(c.born, keepaliveAfter, finished)
+	if !c.settled {
+		earlier(c.born, settleAfter, finished)
 	}
 	return due, why, any
 }
@@ -384,21 +432,27 @@ func (w *worker) expire(c *conn) {
 			w.abort(c, why)
 			return
 		}
-		w.keepAlive(c)
+		w.settle(c)
 	}
 	w.schedule(c)
 }
 
-// keepAlive notices ends that vanished without a word, and after a FIN those
-// that closed completely: once the kernel has forgotten their socket a probe
-// is answered by a reset.
-func (w *worker) keepAlive(c *conn) {
-	c.probed = true
+// settle is for connections that stay. Keepalive notices ends that vanished
+// without a word, and after a FIN those that have closed completely: once the
+// kernel has forgotten their socket it answers a probe with a reset.
+func (w *worker) settle(c *conn) {
+	if c.settled {
+		return
+	}
+	c.settled = true
 	for i := range c.ends {
 		fd := c.ends[i].fd
 		setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60)
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4)
+	}
+	if !c.shared {
+		setReno(c.ends[fromSource].fd)
 	}
 }

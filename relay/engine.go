@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,7 +25,8 @@ var ErrClosed = errors.New("relay engine is closed")
 // Each worker occupies one of Go's processors while it is busy: a program
 // that does more than relay sets GOMAXPROCS above Workers.
 type Engine struct {
-	// Workers is the number of threads. 0 is one per processor.
+	// Workers is the number of threads. 0 is one per processor. Those that
+	// the load does not need sleep.
 	Workers int
 	// Pipes bounds the pipes, of two descriptors each, that bulk transfers
 	// borrow; above it bytes are copied. 0 is 1024, negative is none at all.
@@ -32,9 +34,14 @@ type Engine struct {
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 
-	calls   calls
-	workers []*worker
-	threads sync.WaitGroup
+	calls    calls
+	oneByOne bool // do without the ring
+	workers  []*worker
+	threads  sync.WaitGroup
+
+	active atomic.Int32  // workers in use, the first ones
+	moves  atomic.Uint64 // connections that went from one worker to another
+	spread sync.Mutex    // held while active changes
 
 	pipes     atomic.Int64
 	unrouted  atomic.Uint64
@@ -53,7 +60,7 @@ func (e *Engine) Start() error {
 	if e.running || e.workers != nil {
 		return errors.New("starting the relay: it was started before")
 	}
-	if e.calls.read == nil {
+	if e.calls.recv == nil {
 		e.calls = kernelCalls()
 	}
 	n := e.Workers
@@ -61,8 +68,9 @@ func (e *Engine) Start() error {
 		n = runtime.GOMAXPROCS(0)
 	}
 	var workers []*worker
+	started := time.Now()
 	for i := range n {
-		w, err := newWorker(e, i)
+		w, err := newWorker(e, i, started)
 		if err != nil {
 			for _, w := range workers {
 				w.closeDescriptors()
@@ -72,6 +80,7 @@ func (e *Engine) Start() error {
 		workers = append(workers, w)
 	}
 	e.workers = workers
+	e.active.Store(1)
 	e.listeners = make(map[int32]*Listener)
 	e.running = true
 	for _, w := range workers {
@@ -90,12 +99,8 @@ func (e *Engine) Close() error {
 		return nil
 	}
 	e.running = false
-	var listeners []*Listener
-	for _, l := range e.listeners {
-		listeners = append(listeners, l)
-	}
 	e.mu.Unlock()
-	for _, l := range listeners {
+	for _, l := range e.served() {
 		l.Close()
 	}
 	for _, w := range e.workers {
@@ -114,26 +119,35 @@ func (e *Engine) Serve(fd int, route func(local netip.AddrPort) *Link) (*Listene
 	if err := takeSocket(fd, unix.SOCK_STREAM); err != nil {
 		return nil, fmt.Errorf("serving a listener: %w", err)
 	}
-	// Accepted sockets inherit it. The relay writes what it has got and
-	// never gathers.
+	// Accepted sockets inherit these. The relay gathers nothing: what it
+	// writes is to be sent.
 	setInt(int32(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setReno(int32(fd))
+	e.spread.Lock()
+	defer e.spread.Unlock()
+	l, err := e.newListener(fd, route)
+	if err != nil {
+		return nil, fmt.Errorf("serving a listener: %w", err)
+	}
+	for _, w := range e.inUse() {
+		w.call(func(w *worker) { err = errors.Join(err, w.listen(l)) })
+	}
+	if err != nil {
+		e.forget(l)
+		e.everyWorker(func(w *worker) { w.stopListening(l) })
+		return nil, fmt.Errorf("serving a listener: %w", err)
+	}
+	return l, nil
+}
+
+func (e *Engine) newListener(fd int, route func(netip.AddrPort) *Link) (*Listener, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.running {
-		return nil, fmt.Errorf("serving a listener: %w", ErrClosed)
+		return nil, ErrClosed
 	}
 	e.lastID++
 	l := &Listener{engine: e, id: e.lastID, fd: int32(fd), route: route}
-	var failed atomic.Pointer[error]
-	e.everyWorker(func(w *worker) {
-		if err := w.listen(l); err != nil {
-			failed.Store(&err)
-		}
-	})
-	if err := failed.Load(); err != nil {
-		e.everyWorker(func(w *worker) { w.stopListening(l) })
-		return nil, fmt.Errorf("serving a listener: %w", *err)
-	}
 	e.listeners[l.id] = l
 	return l, nil
 }
@@ -159,7 +173,7 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 		return fmt.Errorf("pairing two connections: %w", ErrLimit)
 	}
 	best := e.workers[0]
-	for _, w := range e.workers[1:] {
+	for _, w := range e.inUse() {
 		if w.load.Load() < best.load.Load() {
 			best = w
 		}
@@ -174,15 +188,23 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 // ErrLimit says that a link has its MaxConns open.
 var ErrLimit = errors.New("the link has its limit of connections open")
 
-// everyWorker runs fn on each worker's thread and returns when all are done.
-// Workers that have stopped are left out: they have nothing any more.
+// everyWorker runs fn on each worker's thread, one after the other. Workers
+// that have stopped are left out: they have nothing any more.
 func (e *Engine) everyWorker(fn func(*worker)) {
 	for _, w := range e.workers {
-		done := make(chan struct{})
-		if w.post(func(w *worker) { defer close(done); fn(w) }) {
-			<-done
-		}
+		w.call(fn)
 	}
+}
+
+// served are the listeners that are open.
+func (e *Engine) served() []*Listener {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]*Listener, 0, len(e.listeners))
+	for _, l := range e.listeners {
+		all = append(all, l)
+	}
+	return all
 }
 
 func (e *Engine) forget(l *Listener) {

@@ -7,65 +7,77 @@ import (
 )
 
 const (
-	// copySize is the most one read copies, and with it the most a
-	// connection holds in user space for a reader that is slow.
-	copySize = 32 << 10
-	// bulkAfter full reads in a row a direction is spliced.
+	// After bulkAfter full reads in a row a direction is spliced.
 	bulkAfter = 2
 	// smallSplice is what is not worth two splices; smallAfter of them in a
 	// row and the direction is copied again.
 	smallSplice = 4 << 10
 	smallAfter  = 3
-	// turn is how many bytes one direction may move before the others of the
-	// worker have theirs.
-	turn = 4 << 20
+	// turn is how many bytes one direction may splice before the others of
+	// the worker have theirs.
+	turn = 512 << 10
 )
 
-// run moves what can be moved in both directions.
-func (w *worker) run(c *conn) {
-	if !w.pump(c, fromRecipient) || !w.pump(c, fromSource) {
-		return
-	}
-	for i := range c.ends {
-		if !c.ends[i].is(broken) {
-			continue
-		}
-		// What a broken end had sent before it broke is still delivered, as
-		// far as the other end takes it at once. A write may have found it
-		// broken after its own direction had been looked at: look again.
-		if w.pump(c, i) && !c.queued {
-			w.abort(c, resetByEnd)
-		}
-		return
+// enqueue has c run in the next round.
+func (w *worker) enqueue(c *conn) {
+	if !c.queued {
+		c.queued = true
+		w.queue = append(w.queue, c.slot)
 	}
 }
 
-// pump moves bytes read from end i to the other end, until one of them has no
-// more for now. It is false when the connection is gone.
-func (w *worker) pump(c *conn, i int) bool {
-	from, l, before := &c.ends[i], c.link, c.ends[i].moved
-	alive := w.move(c, i)
-	if n := from.moved - before; n > 0 {
-		l.live.shards[w.index].bytes[i].Add(n)
-		c.active = w.now
+// round runs the connections in the queue. They are in it again afterwards if
+// they have more to do than others should wait for.
+func (w *worker) round() {
+	w.queue, w.turn = w.turn[:0], w.queue
+	for _, slot := range w.turn {
+		if c := w.slab.at(slot); c.queued {
+			c.queued = false
+			w.run(c)
+		}
 	}
-	if alive && from.held == 0 && from.pipe != nil {
-		w.letGo(from)
+	w.exchange()
+}
+
+// run moves what can be moved in both directions.
+func (w *worker) run(c *conn) {
+	if !w.move(c, fromRecipient) || !w.move(c, fromSource) {
+		return
+	}
+	// What a broken end had sent before it broke is still delivered, as far
+	// as the other end takes it at once.
+	if (c.ends[0].is(broken) || c.ends[1].is(broken)) && !c.queued && c.inBatch == 0 {
+		w.abort(c, resetByEnd)
+	}
+}
+
+// move does for the bytes of end i what comes next: writes those that are
+// held, splices, passes on the end of the stream, or puts a read into the
+// batch. It is false when the connection is gone.
+func (w *worker) move(c *conn, i int) bool {
+	from, to := &c.ends[i], &c.ends[1-i]
+	before := from.moved
+	alive := w.step(c, i, from, to)
+	if n := from.moved - before; alive && n > 0 {
+		w.count(c, i, n)
 	}
 	return alive
 }
 
-func (w *worker) move(c *conn, i int) bool {
-	from, to := &c.ends[i], &c.ends[1-i]
+func (w *worker) step(c *conn, i int, from, to *end) bool {
 	for stop := from.moved + turn; ; {
 		if from.held > 0 {
 			if !to.is(writable) {
 				return true
 			}
 			if errno := w.flush(c, i); errno != 0 {
-				return w.unwritable(c, i, errno)
+				w.unwritable(c, i)
+				return true
 			}
 			continue
+		}
+		if from.pipe != nil {
+			w.letGo(from)
 		}
 		if from.is(ended) {
 			return w.passEnd(c, i)
@@ -75,44 +87,61 @@ func (w *worker) move(c *conn, i int) bool {
 		if !from.is(readable) || !to.is(writable) {
 			return true
 		}
-		if from.moved >= stop {
+		if from.moved >= stop || w.batch.full() {
 			w.enqueue(c)
 			return true
 		}
-		var errno syscall.Errno
-		if from.is(bulk) {
-			errno = w.splice(c, i)
-		} else {
-			errno = w.copy(c, i)
-		}
-		if errno != 0 {
-			w.abort(c, resetByEnd)
-			return false
+		if !from.is(bulk) || !w.splice(from) {
+			w.batch.add(c, i)
+			return true
 		}
 	}
 }
 
-// splice fills a pipe from end i. Without a pipe to be had it copies.
-func (w *worker) splice(c *conn, i int) syscall.Errno {
-	from := &c.ends[i]
+// wantsMore says whether c can get on without a further event.
+func (c *conn) wantsMore() bool {
+	for i := range c.ends {
+		from, to := &c.ends[i], &c.ends[1-i]
+		switch {
+		case from.is(broken):
+			return true
+		case from.held > 0:
+			if to.is(writable) {
+				return true
+			}
+		case from.is(ended):
+			if !to.is(finSent) {
+				return true
+			}
+		case from.is(readable) && to.is(writable):
+			return true
+		}
+	}
+	return false
+}
+
+// splice fills a pipe from an end. It is false when there is no pipe to be
+// had: then the bytes are copied.
+func (w *worker) splice(from *end) bool {
 	if from.pipe == nil {
 		if from.pipe = w.pipes.get(); from.pipe == nil {
-			return w.copy(c, i)
+			return false
 		}
 	}
 	n, errno := w.calls.splice(from.fd, from.pipe.w, spliceChunk)
 	switch {
 	case errno == unix.EINTR:
-		return 0
+		return true
 	case errno == unix.EAGAIN:
-		// The pipe was empty, so it is the socket that has nothing.
+		// The pipe is empty, so it is the socket that has nothing.
 		from.flags &^= readable
-		return 0
+		return true
 	case errno != 0:
-		return errno
+		from.flags = from.flags&^readable | ended | broken
+		return true
 	case n == 0:
 		from.flags = from.flags&^readable | ended
-		return 0
+		return true
 	}
 	from.held = int32(n)
 	w.splicedBytes += uint64(n)
@@ -122,57 +151,16 @@ func (w *worker) splice(c *conn, i int) syscall.Errno {
 		from.flags &^= bulk
 		from.streak = 0
 	}
-	return 0
+	return true
 }
 
-// copy reads into the worker's buffer and writes from there at once. What the
-// other end does not take waits in a spill.
-func (w *worker) copy(c *conn, i int) syscall.Errno {
-	from, to := &c.ends[i], &c.ends[1-i]
-	n, errno := w.calls.read(from.fd, w.buf[:])
-	switch {
-	case errno == unix.EINTR:
-		return 0
-	case errno == unix.EAGAIN:
-		from.flags &^= readable
-		return 0
-	case errno != 0:
-		return errno
-	case n == 0:
-		from.flags = from.flags&^readable | ended
-		return 0
+// hold keeps a copy of p, read from e, until the other end takes it.
+func (w *worker) hold(e *end, p []byte) {
+	if len(p) > 0 {
+		e.spill = w.spills.get()
+		e.spill.off = 0
+		e.held = int32(copy(e.spill.buf[:], p))
 	}
-	if n == len(w.buf) {
-		if from.streak++; from.streak >= bulkAfter {
-			from.flags |= bulk
-			from.streak = 0
-		}
-	} else {
-		from.streak = 0
-		if !from.is(hangup) {
-			// The socket has been read empty: what comes next comes with an
-			// edge of its own. Only an end of stream that was announced
-			// together with these bytes would not.
-			from.flags &^= readable
-		}
-	}
-	w.copiedBytes += uint64(n)
-	m, errno := w.calls.write(to.fd, w.buf[:n])
-	if errno != 0 {
-		m = 0
-	}
-	from.moved += uint64(m)
-	if m == n {
-		return 0
-	}
-	from.spill = w.spills.get()
-	from.spill.off = 0
-	from.held = int32(copy(from.spill.buf[:], w.buf[m:n]))
-	if errno == unix.EAGAIN || errno == 0 {
-		w.waitForRoom(c, 1-i)
-	}
-	// Any other error shows again when the spill is flushed.
-	return 0
 }
 
 // flush writes held bytes of end i to the other end.
@@ -181,7 +169,7 @@ func (w *worker) flush(c *conn, i int) syscall.Errno {
 	var n int
 	var errno syscall.Errno
 	if from.spill != nil {
-		n, errno = w.calls.write(to.fd, from.spill.buf[from.spill.off:][:from.held])
+		n, errno = w.calls.send(to.fd, from.spill.buf[from.spill.off:][:from.held])
 	} else {
 		n, errno = w.calls.splice(from.pipe.r, to.fd, int(from.held))
 	}
@@ -209,13 +197,15 @@ func (w *worker) flush(c *conn, i int) syscall.Errno {
 
 // unwritable: the end that bytes of end i go to takes none any more. What it
 // has sent itself before is still worth delivering, so run ends the
-// connection after that.
-func (w *worker) unwritable(c *conn, i int, _ syscall.Errno) bool {
+// connection only after that.
+func (w *worker) unwritable(c *conn, i int) {
 	from, to := &c.ends[i], &c.ends[1-i]
-	to.flags |= broken | readable | hangup
+	to.flags |= broken | hangup
+	if !to.is(ended) {
+		to.flags |= readable
+	}
 	from.flags &^= readable
 	w.letGo(from)
-	return true
 }
 
 // passEnd passes on the end of a stream, every byte of which has been
@@ -224,6 +214,9 @@ func (w *worker) passEnd(c *conn, i int) bool {
 	from, to := &c.ends[i], &c.ends[1-i]
 	switch {
 	case from.is(broken):
+		if c.inBatch > 0 {
+			return true // what the other end has sent is on its way
+		}
 		w.abort(c, resetByEnd)
 		return false
 	case to.is(ended) && to.held == 0:
@@ -237,10 +230,8 @@ func (w *worker) passEnd(c *conn, i int) bool {
 	return true
 }
 
-// enqueue has c run again after the others that have something to move.
-func (w *worker) enqueue(c *conn) {
-	if !c.queued {
-		c.queued = true
-		w.queue = append(w.queue, c.slot)
-	}
+// count adds n bytes of end i that the other end has taken.
+func (w *worker) count(c *conn, i int, n uint64) {
+	c.link.live.shards[w.index].bytes[i].Add(n)
+	c.active = w.now
 }

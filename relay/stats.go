@@ -119,10 +119,10 @@ func (l *Link) admit() bool {
 
 // leave is the other end of admit.
 func (l *Link) leave(why cause) {
-	l.live.open.Add(-1)
 	if why != finished {
 		l.fail(why)
 	}
+	l.live.open.Add(-1)
 }
 
 func (l *Link) fail(why cause) { l.live.failures[why].Add(1) }
@@ -196,16 +196,21 @@ func (l *Link) Cut() int {
 	if e == nil {
 		return 0
 	}
-	n := 0
-	e.everyWorker(func(w *worker) {
-		w.slab.each(func(c *conn) {
-			if c.link == l {
-				w.abort(c, wasCut)
-				n++
-			}
+	for n := 0; ; {
+		moves := e.moves.Load()
+		e.everyWorker(func(w *worker) {
+			w.slab.each(func(c *conn) {
+				if c.link == l {
+					w.abort(c, wasCut)
+					n++
+				}
+			})
 		})
-	})
-	return n
+		// A connection that changed workers meanwhile may have been missed.
+		if e.moves.Load() == moves {
+			return n
+		}
+	}
 }
 
 // EngineStats is a moment of an engine's life.

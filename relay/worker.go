@@ -2,7 +2,6 @@ package relay
 
 import (
 	"fmt"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -19,7 +18,12 @@ const (
 	isListener int32 = -2 // the number of a listener
 )
 
-// worker is one thread with an epoll set of its own. Its connections, pipes
+// roundsPerWait is how often the queue is worked off before the worker looks
+// for new events. Connections that have more to do at once, most often the
+// end of a stream right behind its last bytes, save the look in between.
+const roundsPerWait = 4
+
+// worker is one event loop with an epoll set of its own. Its connections, pipes
 // and timers belong to it alone; others reach it through its inbox.
 type worker struct {
 	engine *Engine
@@ -29,21 +33,24 @@ type worker struct {
 
 	poll      epollSet
 	wakeFD    int32
-	now       uint32 // ticks since start, as of the last return from waiting
+	now       uint32 // ticks since the engine started, as of the last return from waiting
 	slab      slab
 	wheel     wheel
 	pipes     pipePool
 	spills    spillPool
-	queue     []int32 // connections that have used up their turn
-	other     []int32 // the queue being worked off
+	queue     []int32 // connections that have something to do
+	turn      []int32 // the queue being worked off
+	batch     batch
 	listeners map[int32]*listening
 	stopping  bool
 
 	copiedBytes, splicedBytes uint64 // of this round
-	events                    [128]unix.EpollEvent
-	buf                       [copySize]byte
+	events                    [256]unix.EpollEvent
+	spare                     [copySize]byte
 
-	load    atomic.Int64 // connections, for the choice of a worker
+	pace    pace
+	load    atomic.Int64  // connections, for the choice of a worker
+	busy    atomic.Uint64 // the tick of the last look, and percent of a processor
 	wakeups atomic.Uint64
 	copied  atomic.Uint64
 	spliced atomic.Uint64
@@ -55,7 +62,7 @@ type worker struct {
 	}
 }
 
-func newWorker(e *Engine, index int) (*worker, error) {
+func newWorker(e *Engine, index int, start time.Time) (*worker, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("making an epoll set: %w", err)
@@ -69,7 +76,7 @@ func newWorker(e *Engine, index int) (*worker, error) {
 		engine:    e,
 		index:     index,
 		calls:     e.calls,
-		start:     time.Now(),
+		start:     start,
 		poll:      epollSet{int32(poll)},
 		wakeFD:    int32(wake),
 		pipes:     pipePool{open: &e.pipes, bound: e.pipeBound()},
@@ -82,28 +89,71 @@ func newWorker(e *Engine, index int) (*worker, error) {
 	return w, nil
 }
 
-// loop runs on a thread of its own until a task sets stopping.
+// loop runs until a task sets stopping. It is not locked to its thread: it
+// hardly ever changes it, and when Go wants the processor for others, every
+// 10 ms, to give it to another thread and back costs far more.
 func (w *worker) loop() {
-	// The thread is not given back: Go ends it with the goroutine.
-	runtime.LockOSThread()
+	w.startRing()
 	for !w.stopping {
-		n, errno := w.poll.wait(w.events[:], w.timeout())
-		if errno != 0 && errno != unix.EINTR {
-			// Nothing but a bug leads here: the set is valid as long as the
-			// loop runs. Better no relay than one that spins.
-			panic(fmt.Sprintf("relay: waiting for events: %v", errno))
-		}
-		w.wakeups.Add(1)
-		w.now = uint32(uint64(time.Since(w.start)) >> tickShift)
-		for i := range max(n, 0) {
+		for i := range w.wait() {
 			w.dispatch(&w.events[i])
 		}
-		w.runQueue()
+		for range roundsPerWait {
+			if len(w.queue) == 0 {
+				break
+			}
+			w.round()
+		}
 		w.wheel.expire(&w.slab, w.now, w.expire)
 		w.retryListeners()
 		w.report()
+		w.look()
 	}
 	w.closeEverything()
+}
+
+// brief is how long, in milliseconds, a worker waits for events before it
+// tells the Go scheduler that it waits.
+const brief = 1
+
+// wait returns the number of events that are there.
+//
+// A blocking system call is announced to the scheduler, which costs little in
+// itself, but has it find a sleeping worker to take the processor from every
+// few microseconds, and look for more of them at that rate: under load that
+// thread took 8 % on top of the worker's time. So a wait that is over soon is
+// not announced. The collector is not held up by that: the signal by which it
+// stops a goroutine ends the wait.
+func (w *worker) wait() int {
+	asleep := time.Since(w.start)
+	timeout := w.timeout()
+	n, errno := w.poll.wait(w.events[:], timeout, brief)
+	if n == 0 && errno == 0 && (timeout < 0 || timeout > brief) {
+		w.wakeups.Add(1)
+		n, errno = w.poll.sleep(w.events[:], timeout)
+	}
+	if errno != 0 && errno != unix.EINTR {
+		// Nothing but a bug leads here: the set is valid as long as the
+		// loop runs. Better no relay than one that spins.
+		panic(fmt.Sprintf("relay: waiting for events: %v", errno))
+	}
+	w.wakeups.Add(1)
+	awake := time.Since(w.start)
+	w.pace.slept += awake - asleep
+	w.now = uint32(awake >> tickShift)
+	return max(n, 0)
+}
+
+func (w *worker) startRing() {
+	if w.engine.oneByOne {
+		return
+	}
+	r, err := newRing()
+	if err != nil {
+		w.engine.log().Debug("calls are made one by one", "error", err)
+		return
+	}
+	w.calls.ring = r
 }
 
 func (w *worker) dispatch(ev *unix.EpollEvent) {
@@ -138,20 +188,6 @@ func (w *worker) timeout() int {
 	return int(uint64(sleep)<<tickShift/1e6) + 1
 }
 
-// runQueue gives those that wait for another turn one each.
-func (w *worker) runQueue() {
-	if len(w.queue) == 0 {
-		return
-	}
-	w.queue, w.other = w.other[:0], w.queue
-	for _, slot := range w.other {
-		if c := w.slab.at(slot); c.queued {
-			c.queued = false
-			w.run(c)
-		}
-	}
-}
-
 func (w *worker) report() {
 	if w.copiedBytes != 0 {
 		w.copied.Add(w.copiedBytes)
@@ -174,14 +210,27 @@ func (w *worker) post(task func(*worker)) bool {
 	w.inbox.tasks = append(w.inbox.tasks, task)
 	if len(w.inbox.tasks) == 1 {
 		one := [8]byte{1}
-		rawWrite(w.wakeFD, one[:])
+		unix.Write(int(w.wakeFD), one[:])
 	}
 	return true
 }
 
+// call is post, and waits until the task is done.
+func (w *worker) call(task func(*worker)) bool {
+	done := make(chan struct{})
+	ok := w.post(func(w *worker) {
+		defer close(done)
+		task(w)
+	})
+	if ok {
+		<-done
+	}
+	return ok
+}
+
 func (w *worker) runInbox() {
 	var count [8]byte
-	rawRead(w.wakeFD, count[:])
+	unix.Read(int(w.wakeFD), count[:])
 	w.inbox.Lock()
 	tasks := w.inbox.tasks
 	w.inbox.tasks = nil
@@ -207,6 +256,9 @@ func (w *worker) closeEverything() {
 	w.slab.each(func(c *conn) { w.abort(c, wasCut) })
 	w.pipes.close()
 	w.report()
+	if w.calls.ring != nil {
+		w.calls.ring.close()
+	}
 	w.closeDescriptors()
 }
 
