@@ -320,8 +320,9 @@ func TestResetArrivesAsReset(t *testing.T) {
 				reset(t, ends[from])
 				expectReset(t, ends[1-from])
 				eventually(t, "connection over", func() bool { return b.link.Stats().Open == 0 })
-				if n := b.link.Stats().Failures.Reset; n != 1 {
-					t.Errorf("%d resets counted, want 1", n)
+				// The relay need not have seen the source's answer by then.
+				if f := b.link.Stats().Failures; f.Reset+f.Abandoned != 1 {
+					t.Errorf("failures %+v, want one reset", f)
 				}
 			})
 		}

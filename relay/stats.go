@@ -66,8 +66,10 @@ func (c cause) String() string {
 // connectCause sorts what a connect, or the making of its socket, came to.
 func connectCause(errno syscall.Errno) cause {
 	switch errno {
-	case unix.ECONNREFUSED, unix.ECONNRESET:
+	case unix.ECONNREFUSED:
 		return refused
+	case unix.ECONNRESET: // it had been established by then
+		return resetByEnd
 	case unix.ETIMEDOUT:
 		return timedOut
 	case unix.EHOSTUNREACH, unix.ENETUNREACH, unix.ENETDOWN, unix.EHOSTDOWN, unix.EACCES, unix.EPERM, unix.EADDRNOTAVAIL:
