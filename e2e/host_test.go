@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -180,6 +181,20 @@ func (h *host) logs(t *testing.T, container string) string {
 	t.Helper()
 	r := run(t, h.Command(t.Context(), "docker", "logs", container))
 	return r.out + r.err
+}
+
+// eventuallyLogs waits until the ambassador logged all of these in one line.
+func (h *host) eventuallyLogs(t *testing.T, words ...string) {
+	t.Helper()
+	enginetest.Poll(t, soon, func() error {
+		for line := range strings.Lines(h.agent.log.String()) {
+			missing := slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) })
+			if !missing {
+				return nil
+			}
+		}
+		return fmt.Errorf("no line with %q in\n%s", words, h.agent.log.String())
+	})
 }
 
 // links asks the ambassador.
