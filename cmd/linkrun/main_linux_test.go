@@ -1,0 +1,171 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/linkrun/linkrun/control"
+)
+
+func TestMain(m *testing.M) {
+	if os.Getenv(scenarioVariable) != "" {
+		os.Exit(scenarioMain())
+	}
+	testscript.Main(&suite{m}, map[string]func(){
+		"docker":     fakeDocker,
+		"ambassador": fakeAmbassador,
+	})
+}
+
+// suite builds the program before the tests: a static one, as it is
+// installed, since what is tested is also what runs in containers.
+type suite struct{ m *testing.M }
+
+// built is where the program is, and realPath the PATH without fakes.
+var built, realPath string
+
+func (s *suite) Run() int {
+	dir, err := os.MkdirTemp("", "linkrun-test")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	if err := os.Chmod(dir, 0o755); err != nil { // tests run it as another user, too
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	built = dir
+	_, realPath, _ = strings.Cut(os.Getenv("PATH"), string(filepath.ListSeparator)) // the first entry is testscript's
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "linkrun"), ".")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "building linkrun: %v\n%s", err, out)
+		return 1
+	}
+	for _, name := range []string{pluginName, initName} {
+		if err := os.Symlink("linkrun", filepath.Join(dir, name)); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
+	return s.m.Run()
+}
+
+// fakeDocker is the docker command of the scripts. It shows what it was asked
+// for: one line per word, and the values it would pass into a container.
+func fakeDocker() {
+	words := os.Args[1:]
+	run := slices.Index(words, "run")
+	contains := func(sub ...string) bool { return strings.Contains(strings.Join(words, " "), strings.Join(sub, " ")) }
+	switch {
+	case contains("run --help") && run+2 == len(words):
+		fmt.Print(fakeHelp)
+		note("asked for help")
+	case slices.Contains(words, "pull") && run < 0:
+		fmt.Println("stdout of", strings.Join(words, " "))
+		fmt.Fprintln(os.Stderr, "stderr of", strings.Join(words, " "))
+		if os.Getenv("FAKE_PULL") == "fails" {
+			os.Exit(1)
+		}
+		image := words[len(words)-1]
+		if err := os.WriteFile(filepath.Join(os.Getenv("WORK"), image), nil, 0o666); err != nil {
+			panic(err)
+		}
+	case contains("image inspect"):
+		config := fakeImages()[words[len(words)-1]]
+		json.NewEncoder(os.Stdout).Encode(config["Labels"])
+	case contains("context inspect"):
+		name := words[len(words)-1]
+		host := os.Getenv("FAKE_CONTEXT_" + name)
+		if host == "" {
+			fmt.Fprintf(os.Stderr, "context %q: context not found\nmore\n", name)
+			os.Exit(1)
+		}
+		fmt.Println(host)
+	default:
+		for _, w := range words {
+			fmt.Printf("word %s\n", w)
+		}
+		for _, w := range words {
+			if name, found := strings.CutPrefix(w, "--env="); found && !strings.Contains(name, "=") {
+				if value, found := os.LookupEnv(name); found {
+					fmt.Printf("passes %s=%q\n", name, value)
+				} else {
+					fmt.Printf("unsets %s\n", name)
+				}
+			}
+		}
+		for _, v := range os.Environ() {
+			if strings.HasPrefix(v, pluginVariables) {
+				fmt.Println("environment", v)
+			}
+		}
+	}
+}
+
+// note leaves a line in a file for the script to read.
+func note(line string) {
+	f, err := os.OpenFile(filepath.Join(os.Getenv("WORK"), "notes"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o666)
+	if err != nil {
+		panic(err)
+	}
+	defer f.Close()
+	fmt.Fprintln(f, line)
+}
+
+const fakeHelp = `
+Usage:  docker run [OPTIONS] IMAGE [COMMAND] [ARG...]
+
+Options:
+      --add-host list                  Add a custom host-to-IP mapping
+                                       (host:ip)
+  -d, --detach                         Run container in background
+      --from-the-future string         Needs a value, as in
+                                       --from-the-future x
+  -F, --futuristic                     Does not
+`
+
+// fakeAmbassador is the agent that linkrun starts. It serves until it is
+// killed, as the script's end does.
+func fakeAmbassador() {
+	serve := os.Args[1:]
+	if len(serve) != 5 || serve[0] != "serve" || serve[1] != "--dir" || serve[3] != "--host" {
+		fmt.Printf("unexpected words %q\n", serve)
+		os.Exit(2)
+	}
+	if os.Getenv("FAKE_AMBASSADOR") == "fails" {
+		fmt.Println("first line")
+		fmt.Println("cannot go on")
+		os.Exit(3)
+	}
+	note(fmt.Sprintf("ambassador %d", os.Getpid()))
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	id := cmp.Or(os.Getenv("FAKE_ENGINE_ID"), engineID)
+	server, err := control.Listen(serve[2], fakeAgent{id, serve[4]}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	server.Serve(ctx)
+}
+
+// fakeAgent is what serves in tests.
+type fakeAgent struct{ engineID, host string }
+
+func (a fakeAgent) Status() control.Status { return control.Status{EngineID: a.engineID, Engine: a.host} }
+func (a fakeAgent) Links() []control.Link  { return nil }
