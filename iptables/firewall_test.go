@@ -71,20 +71,23 @@ func TestState(t *testing.T) {
 		t.Fatal(err)
 	}
 	const want = `ip6: AMBASSADOR-ICC 001 -m comment --comment "ambassador: this table was not there before"
-ip6: AMBASSADOR-ICC 002 -s fd00::3 -d fd00::2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 80 -m conntrack --ctstate NEW,ESTABLISHED --ctdir ORIGINAL -j ACCEPT
-ip6: AMBASSADOR-ICC 003 -s fd00::2 -d fd00::3 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth2 -m tcp --sport 80 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
-ip6: AMBASSADOR-ICC 004 -i br-1 -j AMBASSADOR-ICC-CLOSED
-ip6: AMBASSADOR-ICC 005 -i docker0 -j AMBASSADOR-ICC-ANY
+ip6: AMBASSADOR-ICC 002 -s fd00::3 -d fd00::2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 80 --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j ACCEPT
+ip6: AMBASSADOR-ICC 003 -s fd00::3 -d fd00::2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 80 -m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -j ACCEPT
+ip6: AMBASSADOR-ICC 004 -s fd00::2 -d fd00::3 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth2 -m tcp --sport 80 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
+ip6: AMBASSADOR-ICC 005 -i br-1 -j AMBASSADOR-ICC-CLOSED
+ip6: AMBASSADOR-ICC 006 -i docker0 -j AMBASSADOR-ICC-ANY
 ip6: AMBASSADOR-ICC-ANY 001 -o br-1 -j DROP
 ip6: AMBASSADOR-ICC-ANY 002 -o docker0 -j DROP
 ip6: AMBASSADOR-ICC-CLOSED 001 -o docker0 -j DROP
 ip6: FORWARD 001 -j AMBASSADOR-ICC
-ip: AMBASSADOR-ICC 001 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p udp -m udp --dport 53 -m conntrack --ctstate NEW,ESTABLISHED --ctdir ORIGINAL -j ACCEPT
-ip: AMBASSADOR-ICC 002 -s 172.17.0.2 -d 172.17.0.3 -i docker0 -o docker0 -p udp -m udp --sport 53 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
-ip: AMBASSADOR-ICC 003 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 5432 -m conntrack --ctstate NEW,ESTABLISHED --ctdir ORIGINAL -j ACCEPT
-ip: AMBASSADOR-ICC 004 -s 172.17.0.2 -d 172.17.0.3 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth2 -m tcp --sport 5432 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
-ip: AMBASSADOR-ICC 005 -i br-1 -j AMBASSADOR-ICC-CLOSED
-ip: AMBASSADOR-ICC 006 -i docker0 -j AMBASSADOR-ICC-ANY
+ip: AMBASSADOR-ICC 001 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p udp -m udp --dport 53 -m conntrack --ctstate NEW -j ACCEPT
+ip: AMBASSADOR-ICC 002 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p udp -m udp --dport 53 -m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -j ACCEPT
+ip: AMBASSADOR-ICC 003 -s 172.17.0.2 -d 172.17.0.3 -i docker0 -o docker0 -p udp -m udp --sport 53 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
+ip: AMBASSADOR-ICC 004 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 5432 --tcp-flags FIN,SYN,RST,ACK SYN -m conntrack --ctstate NEW -j ACCEPT
+ip: AMBASSADOR-ICC 005 -s 172.17.0.3 -d 172.17.0.2 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth3 -m tcp --dport 5432 -m conntrack --ctstate ESTABLISHED --ctdir ORIGINAL -j ACCEPT
+ip: AMBASSADOR-ICC 006 -s 172.17.0.2 -d 172.17.0.3 -i docker0 -o docker0 -p tcp -m physdev --physdev-in veth2 -m tcp --sport 5432 -m conntrack --ctstate ESTABLISHED --ctdir REPLY -j ACCEPT
+ip: AMBASSADOR-ICC 007 -i br-1 -j AMBASSADOR-ICC-CLOSED
+ip: AMBASSADOR-ICC 008 -i docker0 -j AMBASSADOR-ICC-ANY
 ip: AMBASSADOR-ICC-ANY 001 -o br-1 -j DROP
 ip: AMBASSADOR-ICC-ANY 002 -o docker0 -j DROP
 ip: AMBASSADOR-ICC-CLOSED 001 -o docker0 -j DROP

@@ -75,9 +75,9 @@ func (p Policy) rules(f family) map[string][]rule {
 	}
 	for _, a := range p.Allow {
 		if f.has(a.Recipient.Addr) {
-			there, back := a.rules()
-			add(there)
-			add(back)
+			for _, r := range a.rules() {
+				add(r)
+			}
 		}
 	}
 	for _, b := range p.Bridges {
@@ -91,30 +91,34 @@ func (p Policy) rules(f family) map[string][]rule {
 	return rules
 }
 
-// rules are the two that let a connection through. Docker's own link has
-// `-s source -d recipient --sport PORT -j ACCEPT` for the way back, which
-// keeps no state: a source that binds PORT as its source port reaches any
-// port of the recipient. Here, only replies come back.
+// rules are what lets a connection through: its first packet, the others of
+// the recipient, and the replies. Docker's own link has `-s source -d
+// recipient --sport PORT -j ACCEPT` for those, which keeps no state: a source
+// that binds PORT as its source port reaches any port of the recipient.
 //
-// The direction is there for connections that are older than the rules. One
-// that the source opened from its exposed port while the bridge was open
-// would be ESTABLISHED, and live on.
-func (a Allow) rules() (there, back rule) {
-	there = rule{
+// State alone would not do for connections that are older than the rules.
+// One that the source opened from PORT while the bridge was open would be
+// ESTABLISHED; so packets have a direction. If it was not tracked, the
+// recipient's next packet would be taken for the first of a new one, which
+// goes to PORT (nf_conntrack_tcp_loose); so the first one has to be a SYN.
+func (a Allow) rules() []rule {
+	first := rule{
 		chain: chainMain, in: a.Bridge, out: a.Bridge,
 		src: a.Recipient.Addr, dst: a.Source.Addr, physIn: a.Recipient.Device,
-		proto: string(a.Port.Proto), dport: a.Port.Number,
-		states: stateNew | stateEstablished, dir: "ORIGINAL",
-		jump: "ACCEPT",
+		proto: string(a.Port.Proto), dport: a.Port.Number, syn: a.Port.Proto == link.TCP,
+		state: "NEW",
+		jump:  "ACCEPT",
 	}
-	back = rule{
+	there := first
+	there.syn, there.state, there.dir = false, "ESTABLISHED", "ORIGINAL"
+	back := rule{
 		chain: chainMain, in: a.Bridge, out: a.Bridge,
 		src: a.Source.Addr, dst: a.Recipient.Addr, physIn: a.Source.Device,
 		proto: string(a.Port.Proto), sport: a.Port.Number,
-		states: stateEstablished, dir: "REPLY",
+		state: "ESTABLISHED", dir: "REPLY",
 		jump: "ACCEPT",
 	}
-	return there, back
+	return []rule{first, there, back}
 }
 
 // sorted is p in the one order its rules are made in, each thing once. A

@@ -20,32 +20,15 @@ type rule struct {
 
 	proto        string // tcp or udp
 	sport, dport uint16
-	states       state
-	dir          string // of conntrack: ORIGINAL or REPLY
+	syn          bool   // the first packet of a TCP connection
+	state, dir   string // of conntrack
 	comment      string
 
 	jump string // a chain or a verdict; empty: the rule only says something
 }
 
-// state is a set of connection states.
-type state uint8
-
-const (
-	stateNew state = 1 << iota
-	stateEstablished
-)
-
-var stateNames = map[state]string{stateNew: "NEW", stateEstablished: "ESTABLISHED"}
-
-func (s state) String() string {
-	var names []string
-	for _, one := range []state{stateNew, stateEstablished} {
-		if s&one != 0 {
-			names = append(names, stateNames[one])
-		}
-	}
-	return strings.Join(names, ",")
-}
+// syn is what iptables calls --syn, as it lists it.
+var syn = [...]string{"--tcp-flags", "FIN,SYN,RST,ACK", "SYN"}
 
 // args are the words behind the chain's name, the same for -A, -I, -C and -D.
 func (r rule) args() []string {
@@ -75,14 +58,17 @@ func (r rule) args() []string {
 	if r.physIn != "" {
 		args = append(args, "-m", "physdev", "--physdev-in", r.physIn)
 	}
-	if r.sport != 0 || r.dport != 0 {
+	if r.sport != 0 || r.dport != 0 || r.syn {
 		args = append(args, "-m", r.proto)
 		flag("--sport", port(r.sport))
 		flag("--dport", port(r.dport))
 	}
-	if r.states != 0 || r.dir != "" {
+	if r.syn {
+		args = append(args, syn[:]...)
+	}
+	if r.state != "" || r.dir != "" {
 		args = append(args, "-m", "conntrack")
-		flag("--ctstate", r.states.String())
+		flag("--ctstate", r.state)
 		flag("--ctdir", r.dir)
 	}
 	if r.comment != "" {
@@ -96,10 +82,15 @@ func (r rule) args() []string {
 // rule that this package would not make is no rule: ok is false.
 func parseRule(chain string, words []string) (r rule, ok bool) {
 	r.chain = chain
-	for ; len(words) > 0; words = words[2:] {
+	for len(words) > 0 {
+		if n := len(syn); len(words) >= n && slices.Equal(words[:n], syn[:]) && !r.syn {
+			r.syn, words = true, words[n:]
+			continue
+		}
 		if len(words) < 2 || !r.set(words[0], words[1]) {
 			return rule{}, false
 		}
+		words = words[2:]
 	}
 	return r, true
 }
@@ -133,7 +124,7 @@ func (r *rule) set(flag, value string) bool {
 	case "--dport":
 		return setPort(&r.dport, value)
 	case "--ctstate":
-		return r.states.set(value)
+		return text(&r.state)
 	case "--ctdir":
 		return text(&r.dir)
 	case "--comment":
@@ -142,25 +133,6 @@ func (r *rule) set(flag, value string) bool {
 		return text(&r.jump)
 	}
 	return false
-}
-
-func (s *state) set(list string) bool {
-	if *s != 0 {
-		return false
-	}
-	for name := range strings.SplitSeq(list, ",") {
-		found := state(0)
-		for one, its := range stateNames {
-			if name == its {
-				found = one
-			}
-		}
-		if found == 0 {
-			return false
-		}
-		*s |= found
-	}
-	return true
 }
 
 // setAddr reads an address, with or without the mask of a single one.

@@ -90,7 +90,7 @@ var ErrMissed = errors.New("frames were missed")
 func (t *Tap) Watch(until time.Time, saw func(id uint32) (enough bool)) error {
 	buf := make([]byte, 2048)
 	for {
-		n, from, err := unix.Recvfrom(t.fd, buf, 0)
+		n, _, err := unix.Recvfrom(t.fd, buf, 0)
 		switch {
 		case err == unix.EAGAIN:
 			left := time.Until(until)
@@ -107,7 +107,6 @@ func (t *Tap) Watch(until time.Time, saw func(id uint32) (enough bool)) error {
 		case err != nil:
 			return fmt.Errorf("reading frames: %w", err)
 		}
-		_ = from
 		if id, ok := find(buf[:n], t.magic); ok && saw(id) {
 			return nil
 		}
