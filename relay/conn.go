@@ -62,6 +62,7 @@ func (e *end) is(flags uint8) bool { return e.flags&flags == flags }
 type conn struct {
 	ends    [2]end
 	link    *Link
+	flow    *flow // of datagrams; nil for a TCP connection
 	gen     int32 // of this use of the slot; never negative
 	slot    int32
 	state   state
@@ -117,7 +118,7 @@ func (s *slab) take() *conn {
 
 func (s *slab) give(c *conn) {
 	c.state = vacant
-	c.link = nil
+	c.link, c.flow = nil, nil
 	c.gen = (c.gen + 1) & 0x7fffffff
 	c.next, s.vacant = s.vacant, c.slot+1
 	s.live--
@@ -333,6 +334,10 @@ func (w *worker) finish(c *conn) { w.end(c, finished) }
 
 // abort resets both ends: neither may take what it has got for a whole.
 func (w *worker) abort(c *conn, why cause) {
+	if c.flow != nil {
+		w.end(c, why)
+		return
+	}
 	for i := range c.ends {
 		resetOnClose(c.ends[i].fd)
 	}
@@ -340,8 +345,14 @@ func (w *worker) abort(c *conn, why cause) {
 }
 
 func (w *worker) end(c *conn, why cause) {
+	if f := c.flow; f != nil {
+		delete(f.listener.flows, f.key)
+	}
 	for i := range c.ends {
 		e := &c.ends[i]
+		if e.fd < 0 {
+			continue
+		}
 		w.letGo(e)
 		if c.shared {
 			// Another descriptor may keep the socket open: take it out of the
@@ -409,9 +420,14 @@ func (w *worker) deadline(c *conn) (due uint32, why cause, any bool) {
 		}
 	}
 	lim := &c.link.live.limits
-	if c.state == connecting {
+	switch {
+	case c.flow != nil && !c.flow.answered:
+		earlier(c.active, min(lim.flow, unansweredTimeout), idledOut)
+	case c.flow != nil:
+		earlier(c.active, lim.flow, idledOut)
+	case c.state == connecting:
 		earlier(c.born, lim.connect, timedOut)
-	} else {
+	default:
 		earlier(c.active, lim.idle, idledOut)
 		if c.ends[0].is(ended) || c.ends[1].is(ended) {
 			earlier(c.active, lim.close, lingered)

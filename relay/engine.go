@@ -51,6 +51,7 @@ type Engine struct {
 	running   bool
 	lastID    int32
 	listeners map[int32]*Listener
+	packets   map[int32]*PacketListener
 }
 
 // Start starts the workers. The caller closes the engine.
@@ -82,6 +83,7 @@ func (e *Engine) Start() error {
 	e.workers = workers
 	e.active.Store(1)
 	e.listeners = make(map[int32]*Listener)
+	e.packets = make(map[int32]*PacketListener)
 	e.running = true
 	for _, w := range workers {
 		e.threads.Go(w.loop)
@@ -101,6 +103,9 @@ func (e *Engine) Close() error {
 	e.running = false
 	e.mu.Unlock()
 	for _, l := range e.served() {
+		l.Close()
+	}
+	for _, l := range e.servedPackets() {
 		l.Close()
 	}
 	for _, w := range e.workers {
@@ -202,6 +207,16 @@ func (e *Engine) served() []*Listener {
 	defer e.mu.Unlock()
 	all := make([]*Listener, 0, len(e.listeners))
 	for _, l := range e.listeners {
+		all = append(all, l)
+	}
+	return all
+}
+
+func (e *Engine) servedPackets() []*PacketListener {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	all := make([]*PacketListener, 0, len(e.packets))
+	for _, l := range e.packets {
 		all = append(all, l)
 	}
 	return all

@@ -35,7 +35,8 @@ type Link struct {
 	// 0 is DefaultConnectTimeout, negative leaves it to the kernel.
 	ConnectTimeout time.Duration
 	// IdleTimeout ends a connection over which no byte has moved for this
-	// long. 0 and negative: never. For UDP flows 0 is DefaultFlowTimeout.
+	// long. 0 and negative: never. A UDP flow has no other end than this: for
+	// flows they are DefaultFlowTimeout.
 	IdleTimeout time.Duration
 	// MaxLifetime ends a connection this long after it was accepted,
 	// whatever it does. 0 and negative: never.
@@ -45,7 +46,8 @@ type Link struct {
 	// negative: never.
 	CloseTimeout time.Duration
 	// MaxConns bounds the connections and flows open at one moment; a
-	// connection above it is reset. 0 and negative: no bound.
+	// connection above it is reset, and a flow's datagrams are lost. 0 and
+	// negative: no bound.
 	MaxConns int
 
 	live liveLink
@@ -62,7 +64,7 @@ func (l *Link) limits() limits {
 		idle:     ticks(l.IdleTimeout),
 		lifetime: ticks(l.MaxLifetime),
 		close:    ticks(or(l.CloseTimeout, DefaultCloseTimeout)),
-		flow:     ticks(or(l.IdleTimeout, DefaultFlowTimeout)),
+		flow:     ticks(or(max(l.IdleTimeout, 0), DefaultFlowTimeout)),
 	}
 }
 

@@ -155,7 +155,7 @@ func (w *worker) cool() {
 		w.stopListening(s.listener)
 	}
 	w.slab.each(func(c *conn) {
-		if c.state == established {
+		if c.flow == nil && c.state == established {
 			w.hand(c, w.engine.workers[0])
 		}
 	})
@@ -187,7 +187,7 @@ func (w *worker) busyNow(now uint32) int {
 func (w *worker) busyConns() []*conn {
 	var busy []*conn
 	w.slab.each(func(c *conn) {
-		if c.state == established && w.now-c.active <= lookEvery {
+		if c.flow == nil && c.state == established && w.now-c.active <= lookEvery {
 			busy = append(busy, c)
 		}
 	})

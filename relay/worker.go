@@ -16,6 +16,7 @@ import (
 const (
 	isWake     int32 = -1 // the worker's eventfd
 	isListener int32 = -2 // the number of a listener
+	isPackets  int32 = -3 // the number of a packet listener
 )
 
 // roundsPerWait is how often the queue is worked off before the worker looks
@@ -42,6 +43,10 @@ type worker struct {
 	turn      []int32 // the queue being worked off
 	batch     batch
 	listeners map[int32]*listening
+	packets   map[int32]*PacketListener
+	datagrams datagrams
+	ready     []*conn // flows with answers
+	rounds    uint64  // of answering flows
 	stopping  bool
 
 	copiedBytes, splicedBytes uint64 // of this round
@@ -81,6 +86,7 @@ func newWorker(e *Engine, index int, start time.Time) (*worker, error) {
 		wakeFD:    int32(wake),
 		pipes:     pipePool{open: &e.pipes, bound: e.pipeBound()},
 		listeners: make(map[int32]*listening),
+		packets:   make(map[int32]*PacketListener),
 	}
 	if errno := w.poll.control(unix.EPOLL_CTL_ADD, w.wakeFD, unix.EPOLLIN|unix.EPOLLET, 0, isWake); errno != 0 {
 		w.closeDescriptors()
@@ -97,6 +103,9 @@ func (w *worker) loop() {
 	for !w.stopping {
 		for i := range w.wait() {
 			w.dispatch(&w.events[i])
+		}
+		if len(w.ready) > 0 {
+			w.answerFlows()
 		}
 		for range roundsPerWait {
 			if len(w.queue) == 0 {
@@ -160,11 +169,19 @@ func (w *worker) dispatch(ev *unix.EpollEvent) {
 	switch {
 	case ev.Pad >= 0:
 		if c := w.slab.find(ev.Fd>>1, ev.Pad); c != nil {
+			if c.flow != nil {
+				w.ready = append(w.ready, c)
+				return
+			}
 			w.event(c, int(ev.Fd&1), ev.Events)
 		}
 	case ev.Pad == isListener:
 		if l := w.listeners[ev.Fd]; l != nil {
 			w.accept(l)
+		}
+	case ev.Pad == isPackets:
+		if l := w.packets[ev.Fd]; l != nil {
+			w.fromClients(l)
 		}
 	case ev.Pad == isWake:
 		w.runInbox()
@@ -252,6 +269,9 @@ func (w *worker) closeEverything() {
 	}
 	for _, l := range w.listeners {
 		w.stopListening(l.listener)
+	}
+	for _, l := range w.packets {
+		w.stopPackets(l)
 	}
 	w.slab.each(func(c *conn) { w.abort(c, wasCut) })
 	w.pipes.close()
