@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"sort"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -64,15 +65,21 @@ func source(t testing.TB, d *netns.Dialer, recipient, own netip.Addr) *netns.Sou
 // connection, the client's and its own, and closes when the client has.
 func serveAddrs(t testing.TB, n *netns.Namespace, addr string) {
 	t.Helper()
+	network := "tcp4" // or the package net would make 0.0.0.0 an IPv6 socket
+	if addr[0] == '[' {
+		network = "tcp"
+	}
 	var l net.Listener
 	netnstest.Do(t, n, func() (err error) {
-		l, err = net.Listen("tcp", addr)
+		l, err = net.Listen(network, addr)
 		return err
 	})
 	done := make(chan struct{})
 	t.Cleanup(func() { l.Close(); <-done })
 	go func() {
 		defer close(done)
+		var wait sync.WaitGroup
+		defer wait.Wait()
 		for {
 			c, err := l.Accept()
 			if err != nil {
@@ -81,10 +88,10 @@ func serveAddrs(t testing.TB, n *netns.Namespace, addr string) {
 			remote := c.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 			local := c.LocalAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 			fmt.Fprintf(c, "%v %v", remote, local)
-			go func() {
+			wait.Go(func() {
 				defer c.Close()
 				io.Copy(io.Discard, c)
-			}()
+			})
 		}
 	}()
 }
@@ -256,6 +263,9 @@ func TestPrepareSourceAfterACrash(t *testing.T) {
 	if c, err := dial(t, source(t, d, recipientAddr, sourceAddr), 80); err != nil {
 		t.Error(err)
 	} else {
+		// Our end closes first, and is in TIME_WAIT now: no reason to stay.
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, c)
 		c.Close()
 	}
 	netnstest.Until(t, "the connection to be over", func() bool { return !established(t, s) })

@@ -3,11 +3,13 @@
 package netns_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,9 +28,16 @@ func answer(client netip.AddrPort, question []byte) []byte {
 // the socket is closed.
 func serve(t testing.TB, n *netns.Namespace, addr string, loop func(*net.UDPConn) error) {
 	t.Helper()
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) error {
+		return c.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
+	}}
+	network := "udp4"
+	if addr[0] == '[' {
+		network = "udp"
+	}
 	var c net.PacketConn
 	netnstest.Do(t, n, func() (err error) {
-		c, err = net.ListenPacket("udp", addr)
+		c, err = config.ListenPacket(context.Background(), network, addr)
 		return err
 	})
 	done := make(chan struct{})
@@ -120,14 +129,7 @@ func TestPacketServerSeesTheRecipient(t *testing.T) {
 				{"0.0.0.0", echo},
 				{"[::]", echo},
 				{own.String(), echo},
-				{"0.0.0.0", func(c *net.UDPConn) error {
-					raw, err := c.SyscallConn()
-					if err != nil {
-						return err
-					}
-					raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
-					return echoFrom(c)
-				}},
+				{"0.0.0.0", echoFrom},
 			} {
 				port := uint16(53 + i)
 				serve(t, n, fmt.Sprintf("%s:%d", server.addr, port), server.loop)

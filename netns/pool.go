@@ -42,8 +42,9 @@ type Pool struct {
 	free    []int
 	target  int   // how many should be free
 	waiting int   // Gets that wait for filled
-	batches int   // made or failed, so far
-	err     error // of the last batch
+	begun   int   // batches, so far
+	ended   int   // batches, be it with an error
+	err     error // of the batch that ended last
 	started bool  // the owner's goroutine runs
 	closed  bool
 
@@ -67,7 +68,7 @@ func newSignal(size int) chan struct{} { return make(chan struct{}, size) }
 func (p *Pool) Get() (int, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for entered := p.batches; ; p.await() {
+	for before := p.begun; ; p.await() {
 		if p.closed {
 			return -1, os.ErrClosed
 		}
@@ -80,7 +81,7 @@ func (p *Pool) Get() (int, error) {
 			}
 			return fd, nil
 		}
-		if p.batches != entered && p.err != nil {
+		if p.ended > before && p.err != nil {
 			return -1, p.err
 		}
 	}
@@ -153,16 +154,18 @@ func (p *Pool) fill() {
 		p.target = min(max(2*p.target, poolLeast), poolMost)
 	}
 	n := p.target + p.waiting - len(p.free)
-	p.mu.Unlock()
 	if n <= 0 {
+		p.mu.Unlock()
 		return
 	}
+	p.begun++
+	p.mu.Unlock()
 
 	fds, err := p.batch(n)
 
 	p.mu.Lock()
 	p.free = append(p.free, fds...)
-	p.batches++
+	p.ended = p.begun
 	p.err = err
 	if p.closed {
 		p.dropLocked(0)

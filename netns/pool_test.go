@@ -182,6 +182,9 @@ func TestPoolClose(t *testing.T) {
 	})
 	close(goOn)
 	wait.Wait()
+	if idle := p.Idle(); idle != 0 {
+		t.Errorf("the batch left %d sockets behind", idle)
+	}
 	if err := p.Close(); err != nil {
 		t.Errorf("second Close = %v", err)
 	}

@@ -90,6 +90,8 @@ func (s *sink) Listen(fd int) (stop func() error, err error) {
 // serveNames writes name(local address) to each connection, and closes it when
 // the client has closed.
 func serveNames(l net.Listener, name func(local netip.AddrPort) string) {
+	var wait sync.WaitGroup
+	defer wait.Wait()
 	for {
 		c, err := l.Accept()
 		if err != nil {
@@ -98,10 +100,10 @@ func serveNames(l net.Listener, name func(local netip.AddrPort) string) {
 		local := c.LocalAddr().(*net.TCPAddr).AddrPort()
 		fmt.Fprintf(c, "%s %v", name(netip.AddrPortFrom(local.Addr().Unmap(), local.Port())), local)
 		c.(*net.TCPConn).CloseWrite()
-		go func() {
+		wait.Go(func() {
 			defer c.Close()
 			io.Copy(io.Discard, c)
-		}()
+		})
 	}
 }
 
@@ -320,6 +322,9 @@ func tryOwnServer(n *netns.Namespace, network, addr string, reuse bool) (io.Clos
 			if !reuse { // the package net sets it
 				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEADDR, 0)
 			}
+			if network[:3] == "udp" {
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1)
+			}
 		})
 	}}
 	config.SetMultipathTCP(false)
@@ -348,11 +353,6 @@ func tryOwnServer(n *netns.Namespace, network, addr string, reuse bool) (io.Clos
 // serveOwnPackets answers from the address that was asked, which for a loopback
 // address is not what the kernel would choose.
 func serveOwnPackets(pc *net.UDPConn) {
-	raw, err := pc.SyscallConn()
-	if err != nil {
-		return
-	}
-	raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_PKTINFO, 1) })
 	b, control := make([]byte, 100), make([]byte, 256)
 	for {
 		_, n, _, from, err := pc.ReadMsgUDPAddrPort(b, control)
