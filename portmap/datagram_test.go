@@ -4,7 +4,6 @@ package portmap_test
 
 import (
 	"bytes"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -15,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/netns/netnstest"
-	"github.com/linkrun/linkrun/portmap"
 )
 
 // A client may do with its socket what it wants: the answers look as if they
@@ -65,11 +63,11 @@ func TestDatagramSizes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	want, got := make([]byte, portmap.MaxPayload), make([]byte, 65536)
+	want, got := make([]byte, maxPayload), make([]byte, 65536)
 	for i := range want {
 		want[i] = byte(i * i >> 7)
 	}
-	for _, size := range []int{0, 1, 5, 1471, 1472, 1473, 9000, portmap.MaxPayload - 1, portmap.MaxPayload} {
+	for _, size := range []int{0, 1, 5, 1471, 1472, 1473, 9000, maxPayload - 1, maxPayload} {
 		if _, err := c.Write(want[:size]); err != nil {
 			t.Fatalf("sending %d bytes: %v", size, err)
 		}
@@ -109,73 +107,6 @@ func TestDatagramRefused(t *testing.T) {
 	}
 }
 
-// The packets are what their headers say, whoever looks at them.
-func FuzzPackets(f *testing.F) {
-	f.Add([]byte{127, 77, 0, 2}, []byte{127, 0, 0, 1}, uint16(53), uint16(40000), uint16(512))
-	f.Add([]byte{127, 77, 255, 254}, []byte{10, 0, 0, 1}, uint16(1), uint16(65535), uint16(0))
-	f.Add([]byte{255, 255, 255, 255}, []byte{255, 255, 255, 255}, uint16(65535), uint16(65535), uint16(portmap.MaxPayload))
-	f.Fuzz(func(t *testing.T, alias, client []byte, p, q, size uint16) {
-		if len(alias) != 4 || len(client) != 4 || size > portmap.MaxPayload {
-			t.Skip()
-		}
-		from := netip.AddrPortFrom(netip.AddrFrom4([4]byte(alias)), p)
-		to := netip.AddrPortFrom(netip.AddrFrom4([4]byte(client)), q)
-		prefix := []byte("kept")
-
-		b := portmap.AppendDatagram(prefix, from, to, int(size))
-		if len(b) != len(prefix)+portmap.DatagramHeader || !bytes.HasPrefix(b, prefix) {
-			t.Fatalf("AppendDatagram appends %d bytes", len(b)-len(prefix))
-		}
-		packet := append(b[len(prefix):], make([]byte, size)...)
-		if err := checkPacket(packet, from, to, unix.IPPROTO_UDP); err != nil {
-			t.Error(err)
-		}
-
-		packet = portmap.AppendUnreachable(prefix, from, to)[len(prefix):]
-		if err := checkPacket(packet, from, to, unix.IPPROTO_ICMP); err != nil {
-			t.Error(err)
-		}
-		icmp := packet[20:]
-		if icmp[0] != 3 || icmp[1] != 3 || sum(icmp) != 0xffff {
-			t.Errorf("the message is % x", icmp)
-		}
-		if err := checkPacket(icmp[8:], to, from, unix.IPPROTO_UDP); err != nil {
-			t.Errorf("the datagram in the message: %v", err)
-		}
-		if sum(icmp[8:28]) != 0xffff {
-			t.Error("the checksum of the datagram in the message is wrong")
-		}
-	})
-}
-
-func checkPacket(b []byte, from, to netip.AddrPort, proto byte) error {
-	if b[0] != 0x45 || int(binary.BigEndian.Uint16(b[2:])) != len(b) || b[9] != proto {
-		return fmt.Errorf("the header of %d bytes is % x", len(b), b[:20])
-	}
-	src, dst := netip.AddrFrom4([4]byte(b[12:])), netip.AddrFrom4([4]byte(b[16:]))
-	if src != from.Addr() || dst != to.Addr() {
-		return fmt.Errorf("from %v to %v, want %v to %v", src, dst, from, to)
-	}
-	if proto != unix.IPPROTO_UDP {
-		return nil
-	}
-	b = b[20:]
-	sport, dport := binary.BigEndian.Uint16(b), binary.BigEndian.Uint16(b[2:])
-	if sport != from.Port() || dport != to.Port() || int(binary.BigEndian.Uint16(b[4:])) != len(b) || b[6] != 0 || b[7] != 0 {
-		return fmt.Errorf("the UDP header is % x", b[:8])
-	}
-	return nil
-}
-
-func sum(b []byte) uint16 {
-	var sum uint32
-	for i := 0; i < len(b); i += 2 {
-		sum += uint32(binary.BigEndian.Uint16(b[i:]))
-		sum = sum>>16 + sum&0xffff
-	}
-	return uint16(sum)
-}
-
 // BenchmarkReply compares sending an answer from the raw socket with sending it
 // from a UDP socket that is bound to the port.
 func BenchmarkReply(b *testing.B) {
@@ -204,10 +135,10 @@ func BenchmarkReply(b *testing.B) {
 				}
 			}
 		})
-		packet := make([]byte, 0, portmap.DatagramHeader)
+		packet := make([]byte, 0, ipHeader+udpHeader)
 		b.Run(fmt.Sprintf("raw/%d", size), func(b *testing.B) {
 			for i := 0; b.Loop(); i++ {
-				header := portmap.AppendDatagram(packet[:0], from, netip.MustParseAddrPort("127.0.0.1:4000"), size)
+				header := appendDatagram(packet[:0], from, netip.MustParseAddrPort("127.0.0.1:4000"), size)
 				if _, err := unix.SendmsgBuffers(raw, [][]byte{header, payload}, nil, to, 0); err != nil {
 					b.Fatal(err)
 				}

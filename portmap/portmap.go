@@ -54,10 +54,17 @@ type Sink interface {
 	Listen(fd int) (stop func() error, err error)
 
 	// Packets receives datagrams from recv, a UDP socket. With each comes, as the
-	// control message IP_ORIGDSTADDR, the address to Lookup. Answers cannot be
-	// sent from recv, which is bound to another address: they are written by
-	// AppendDatagram, and sent from reply, a raw socket of IPPROTO_RAW. A client
-	// that is to see its datagram refused is sent AppendUnreachable's.
+	// control message IP_ORIGDSTADDR, the address to Lookup.
+	//
+	// Answers have to come from that address, or a client that connected its
+	// socket does not get them. No UDP socket can send them without being bound
+	// there, in the way of the recipient's servers, so they are sent from reply:
+	// a raw socket (IPPROTO_RAW) to which whole IPv4 packets are written, with
+	// their header, whose checksum the kernel fills in, and with the client as
+	// the destination. UDP needs no checksum there. A packet is not cut up: it
+	// has to fit the MTU of lo, and does unless the recipient changed it. By the
+	// same way a client can be told that its datagram was refused, with an ICMP
+	// message "port unreachable".
 	Packets(recv, reply int) (stop func() error, err error)
 }
 

@@ -155,12 +155,12 @@ func (s *sink) answer(reply int, data, control []byte, client netip.AddrPort) {
 	var packet []byte
 	switch string(data) {
 	case "go!":
-		packet = portmap.AppendUnreachable(nil, local, client)
+		packet = appendUnreachable(nil, local, client)
 	case "who?":
 		data = fmt.Appendf(nil, "%s %v", owner, local)
 		fallthrough
 	default:
-		packet = append(portmap.AppendDatagram(nil, local, client, len(data)), data...)
+		packet = append(appendDatagram(nil, local, client, len(data)), data...)
 	}
 	if err := unix.Sendto(reply, packet, 0, to); err != nil {
 		s.t.Errorf("answering a datagram of %d bytes: %v", len(data), err)
