@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"sync/atomic"
-	"syscall"
 
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/gate"
@@ -108,7 +107,11 @@ func (s sink) Listen(fd int) (stop func() error, err error) {
 }
 
 func (s sink) Packets(recv, reply int) (stop func() error, err error) {
-	return func() error { syscall.Close(recv); syscall.Close(reply); return nil }, nil
+	l, err := s.relay.ServePackets(recv, reply, s.r.route(link.UDP))
+	if err != nil {
+		return nil, err
+	}
+	return l.Close, nil
 }
 
 // word is what the recipient's init is told. It is made when it is asked for:
