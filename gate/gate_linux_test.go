@@ -66,7 +66,7 @@ func role(t *testing.T, role, address string, args ...string) *exec.Cmd {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), exe, args...)
-	cmd.Env = append(os.Environ(), "GATE_TEST_ROLE="+role, "GATE_TEST_ADDRESS="+address)
+	cmd.Env = append(os.Environ(), "GATE_TEST_ROLE="+role, "GATE_TEST_ADDRESS="+address, "GORACE=atexit_sleep_ms=0")
 	return cmd
 }
 

@@ -35,6 +35,16 @@ type ambassador struct {
 	dir    string // of its socket
 	host   string // the engine's address
 	beside string // the folder where its program may be
+	unit   bool   // systemd runs, and its unit would serve this engine there
+}
+
+// findAmbassador is the ambassador for an engine, whether it serves or not.
+// self is the path of linkrun.
+func findAmbassador(host, self string) *ambassador {
+	a := &ambassador{dir: control.Dir(), host: host, beside: filepath.Dir(self)}
+	_, err := os.Stat("/run/systemd/system") // sd_booted(3)
+	a.unit = err == nil && a.dir == control.DefaultDir && a.host == docker.DefaultHost
+	return a
 }
 
 // ensure makes sure that an ambassador serves the engine. Root starts one
@@ -47,7 +57,7 @@ func (a *ambassador) ensure(ctx context.Context, engine docker.Engine) error {
 	if os.Geteuid() != 0 {
 		return fail("start one as root: sudo "+a.serveCommand(), "%w", err)
 	}
-	if a.hasUnit(ctx) {
+	if a.unit && exec.CommandContext(ctx, "systemctl", "cat", unit).Run() == nil {
 		if out, err := exec.CommandContext(ctx, "systemctl", "start", unit).CombinedOutput(); err != nil {
 			return fail(unitHint, "starting %s: %w: %s", unit, err, bytes.TrimSpace(out))
 		}
@@ -81,18 +91,6 @@ func (a *ambassador) check(ctx context.Context, engine docker.Engine) error {
 			"the ambassador at %q serves another engine, %s", a.dir, status.Engine)
 	}
 	return nil
-}
-
-// hasUnit says whether systemd would start the ambassador that is wanted: the
-// unit serves the default engine at the default place.
-func (a *ambassador) hasUnit(ctx context.Context) bool {
-	if a.dir != control.DefaultDir || a.host != docker.DefaultHost {
-		return false
-	}
-	if _, err := os.Stat("/run/systemd/system"); err != nil { // sd_booted(3)
-		return false
-	}
-	return exec.CommandContext(ctx, "systemctl", "cat", unit).Run() == nil
 }
 
 // start runs an ambassador in a session of its own, so that it outlives

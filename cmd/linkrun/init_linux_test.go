@@ -39,7 +39,7 @@ func (s scenario) run(t *testing.T) (stdout, stderr string, code int) {
 		t.Fatal(err)
 	}
 	cmd := exec.CommandContext(t.Context(), "/proc/self/exe")
-	cmd.Env = []string{scenarioVariable + "=1"}
+	cmd.Env = []string{scenarioVariable + "=1", "GORACE=" + noExitDelay}
 	cmd.Stdin = bytes.NewReader(b)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET}
 	if os.Getuid() != 0 {

@@ -27,8 +27,13 @@ func TestMain(m *testing.M) {
 	testscript.Main(&suite{m}, map[string]func(){
 		"docker":     fakeDocker,
 		"ambassador": fakeAmbassador,
+		"systemctl":  fakeSystemctl,
 	})
 }
+
+// noExitDelay keeps programs with the race detector, which this one may be,
+// from waiting a second before they exit.
+const noExitDelay = "atexit_sleep_ms=0"
 
 // suite builds the program before the tests: a static one, as it is
 // installed, since what is tested is also what runs in containers.
@@ -164,8 +169,26 @@ func fakeAmbassador() {
 	server.Serve(ctx)
 }
 
+// fakeSystemctl has the unit of an ambassador, or not.
+func fakeSystemctl() {
+	note("systemctl " + strings.Join(os.Args[1:], " "))
+	switch unit := os.Getenv("FAKE_UNIT"); {
+	case unit == "none":
+		os.Exit(1)
+	case os.Args[1] == "start" && unit == "fails":
+		fmt.Fprintln(os.Stderr, "Job for ambassador.service failed.")
+		os.Exit(1)
+	case os.Args[1] == "start":
+		if err := exec.Command("ambassador", "serve", "--dir", os.Getenv("AMBASSADOR_DIR"), "--host", "of the unit").Start(); err != nil {
+			panic(err)
+		}
+	}
+}
+
 // fakeAgent is what serves in tests.
 type fakeAgent struct{ engineID, host string }
 
-func (a fakeAgent) Status() control.Status { return control.Status{EngineID: a.engineID, Engine: a.host} }
-func (a fakeAgent) Links() []control.Link  { return nil }
+func (a fakeAgent) Status() control.Status {
+	return control.Status{EngineID: a.engineID, Engine: a.host}
+}
+func (a fakeAgent) Links() []control.Link { return nil }

@@ -6,12 +6,10 @@ import (
 	"io"
 	"io/fs"
 	"maps"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
 )
@@ -81,8 +79,7 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	}
 	r.set.Kept = keptVariables(&r.set, r.owned)
 
-	a := ambassador{dir: control.Dir(), host: host, beside: filepath.Dir(self)}
-	if err := a.ensure(ctx, engine); err != nil {
+	if err := findAmbassador(host, self).ensure(ctx, engine); err != nil {
 		return err
 	}
 	words, env, err := r.dockerRun(d.env)

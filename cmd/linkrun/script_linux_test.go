@@ -40,7 +40,8 @@ func TestScripts(t *testing.T) {
 			env.Setenv("DOCKER_CONFIG", filepath.Join(env.WorkDir, "config"))
 			env.Setenv("LINKRUN", built)
 			env.Setenv("PATH", built+string(filepath.ListSeparator)+env.Getenv("PATH"))
-			env.Defer(func() { killNoted(env) })
+			env.Setenv("GORACE", noExitDelay)
+			env.Defer(func() { killNoted(env.WorkDir) })
 			return nil
 		},
 		Condition: func(cond string) (bool, error) {
@@ -83,8 +84,8 @@ func TestScripts(t *testing.T) {
 }
 
 // killNoted ends the ambassadors that linkrun started and left running.
-func killNoted(env *testscript.Env) {
-	b, err := os.ReadFile(filepath.Join(env.WorkDir, "notes"))
+func killNoted(work string) {
+	b, err := os.ReadFile(filepath.Join(work, "notes"))
 	if err != nil {
 		return
 	}
