@@ -31,7 +31,7 @@ func (a *Agent) openGate(r *recipient) (*openGate, error) {
 	log := a.log.With("recipient", r.name())
 	first := r.view.Load().PID
 	g := gate.Gate{
-		Word:   r.word(a.who.Major()),
+		Word:   func() gate.Word { return r.word(a.who.Major()) },
 		Verify: func(pid, _ int) bool { return pid == first || parentOf(pid) == first },
 		Log:    log,
 	}

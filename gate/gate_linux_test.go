@@ -144,7 +144,7 @@ func leaks(t *testing.T) {
 func TestWord(t *testing.T) {
 	leaks(t)
 	ln := listen(t, addressOf(t))
-	done := serve(t.Context(), &Gate{Word: word, Verify: self}, ln)
+	done := serve(t.Context(), &Gate{Word: fixed(word), Verify: self}, ln)
 	got, err := wait(t.Context(), addressOf(t), anyone)
 	if err != nil || got.Env[0] != word.Env[0] || got.Kept[0] != word.Kept[0] {
 		t.Errorf("got %+v, %v, want %+v", got, err, word)
@@ -159,7 +159,7 @@ func TestWord(t *testing.T) {
 
 func TestErrorWord(t *testing.T) {
 	want := Word{Error: "label ambassador.link.x is bad", Hint: "create the container anew"}
-	done := serve(t.Context(), &Gate{Word: want, Verify: self}, listen(t, addressOf(t)))
+	done := serve(t.Context(), &Gate{Word: fixed(want), Verify: self}, listen(t, addressOf(t)))
 	got, err := wait(t.Context(), addressOf(t), anyone)
 	if err != nil || got.Error != want.Error || got.Hint != want.Hint {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
@@ -172,7 +172,7 @@ func TestErrorWord(t *testing.T) {
 // A word of a megabyte takes many writes and reads.
 func TestLongWord(t *testing.T) {
 	long := Word{Env: []string{"DB_ENV_X=" + strings.Repeat("<\n\"é", 200_000)}, Prefixes: []string{"DB"}}
-	done := serve(t.Context(), &Gate{Word: long, Verify: self}, listen(t, addressOf(t)))
+	done := serve(t.Context(), &Gate{Word: fixed(long), Verify: self}, listen(t, addressOf(t)))
 	got, err := wait(t.Context(), addressOf(t), anyone)
 	if err != nil || len(got.Env) != 1 || got.Env[0] != long.Env[0] {
 		t.Errorf("the word arrives changed: %v", err)
@@ -197,7 +197,7 @@ func TestGateComesLater(t *testing.T) {
 		done <- outcome{w, err}
 	}()
 	<-trying
-	served := serve(t.Context(), &Gate{Word: word, Verify: self}, listen(t, addressOf(t)))
+	served := serve(t.Context(), &Gate{Word: fixed(word), Verify: self}, listen(t, addressOf(t)))
 	if got := <-done; got.err != nil || len(got.w.Env) != 1 {
 		t.Errorf("got %+v", got)
 	}
@@ -243,7 +243,7 @@ func TestHalfWord(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		(&Gate{Word: word, Verify: self}).Serve(t.Context(), again)
+		(&Gate{Word: fixed(word), Verify: self}).Serve(t.Context(), again)
 	}()
 	got, err := wait(t.Context(), addressOf(t), anyone)
 	if err != nil || len(got.Env) != 1 {
@@ -279,7 +279,7 @@ func TestImpostor(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	serveCtx, stop := context.WithCancel(t.Context())
-	done := serve(serveCtx, &Gate{Word: word, Verify: func(int, int) bool { return true }}, listen(t, addressOf(t)))
+	done := serve(serveCtx, &Gate{Word: fixed(word), Verify: func(int, int) bool { return true }}, listen(t, addressOf(t)))
 	_, err := wait(ctx, addressOf(t), func(peer process) error {
 		peer.uid = 1000
 		return isAmbassador(peer)
@@ -313,7 +313,7 @@ func TestIsAmbassador(t *testing.T) {
 func TestStrays(t *testing.T) {
 	leaks(t)
 	ln := listen(t, addressOf(t))
-	done := serve(t.Context(), &Gate{Word: word, Verify: self}, ln)
+	done := serve(t.Context(), &Gate{Word: fixed(word), Verify: self}, ln)
 
 	// Connections held open before the init comes, and ones with data.
 	silent, err := net.Dial("unix", addressOf(t))
@@ -332,7 +332,7 @@ func TestStrays(t *testing.T) {
 	stray.Stdout = &got
 	init := role(t, "init", addressOf(t))
 	initPID := make(chan int, 1)
-	done = serve(t.Context(), &Gate{Word: word, Verify: func() func(pid, uid int) bool {
+	done = serve(t.Context(), &Gate{Word: fixed(word), Verify: func() func(pid, uid int) bool {
 		want := 0
 		return func(pid, uid int) bool {
 			if want == 0 {
@@ -372,7 +372,7 @@ func TestSlowReader(t *testing.T) {
 	leaks(t)
 	long := Word{Env: []string{"DB_ENV_X=" + strings.Repeat("x", 4<<20)}, Prefixes: []string{"DB"}}
 	ln := listen(t, addressOf(t))
-	done := serve(t.Context(), &Gate{Word: long, Verify: self, WriteTimeout: 50 * time.Millisecond}, ln)
+	done := serve(t.Context(), &Gate{Word: fixed(long), Verify: self, WriteTimeout: 50 * time.Millisecond}, ln)
 	slow, err := net.Dial("unix", addressOf(t))
 	if err != nil {
 		t.Fatal(err)
@@ -416,7 +416,7 @@ func TestServeEnds(t *testing.T) {
 func TestAcceptFails(t *testing.T) {
 	leaks(t)
 	ln := &failingListener{Listener: listen(t, addressOf(t)), failures: 3}
-	done := serve(t.Context(), &Gate{Word: word, Verify: self}, ln)
+	done := serve(t.Context(), &Gate{Word: fixed(word), Verify: self}, ln)
 	if got, err := wait(t.Context(), addressOf(t), anyone); err != nil || len(got.Env) != 1 {
 		t.Errorf("got %+v, %v", got, err)
 	}
@@ -535,3 +535,5 @@ func TestSignalWithWord(t *testing.T) {
 		t.Errorf("got %v, cancelled %v", s, cancelled)
 	}
 }
+
+func fixed(w Word) func() Word { return func() Word { return w } }

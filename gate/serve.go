@@ -21,7 +21,11 @@ const (
 
 // Gate gives one start of one recipient its word.
 type Gate struct {
-	Word Word
+	// Word returns what the init is told. It is called when the init has come,
+	// so that it is told how things are then, and so that a gate costs nothing
+	// where no init ever comes, as that of a recipient that runs already.
+	// Required.
+	Word func() Word
 
 	// Verify says whether the process that connected is the recipient's
 	// init. pid and uid are as this process sees them. Anything in the
@@ -47,10 +51,6 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	word, err := g.Word.encode()
-	if err != nil {
-		return err
-	}
 	strays := 0
 	for pause := time.Duration(0); ; {
 		conn, err := ln.Accept()
@@ -68,7 +68,7 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		pause = 0
-		given, err := g.give(ctx, conn, word)
+		given, err := g.give(ctx, conn)
 		if given {
 			return nil
 		}
@@ -80,7 +80,7 @@ func (g *Gate) Serve(ctx context.Context, ln net.Listener) error {
 }
 
 // give writes the word if conn is the init's, and closes conn.
-func (g *Gate) give(ctx context.Context, conn net.Conn, word []byte) (given bool, err error) {
+func (g *Gate) give(ctx context.Context, conn net.Conn) (given bool, err error) {
 	defer conn.Close()
 	peer, err := peerOf(conn)
 	if err != nil {
@@ -88,6 +88,10 @@ func (g *Gate) give(ctx context.Context, conn net.Conn, word []byte) (given bool
 	}
 	if !g.Verify(peer.pid, peer.uid) {
 		return false, fmt.Errorf("process %d of user %d is not the init", peer.pid, peer.uid)
+	}
+	word, err := g.Word().encode()
+	if err != nil {
+		return false, err
 	}
 	conn.SetWriteDeadline(time.Now().Add(cmp.Or(g.WriteTimeout, defaultWriteTimeout)))
 	defer context.AfterFunc(ctx, func() { conn.SetWriteDeadline(time.Unix(1, 0)) })()
