@@ -90,7 +90,7 @@ func scenarioMain() int {
 		}
 		cmd.Process.Signal(syscall.SIGTERM)
 	case s.Word != nil:
-		g := gate.Gate{Word: *s.Word, Verify: func(pid, _ int) bool { return pid == cmd.Process.Pid }}
+		g := gate.Gate{Word: func() gate.Word { return *s.Word }, Verify: func(pid, _ int) bool { return pid == cmd.Process.Pid }}
 		go g.Serve(ctx, ln)
 	}
 	cmd.Wait()
