@@ -118,6 +118,16 @@ func getInt(fd int32, level, option int) (int32, syscall.Errno) {
 	return value, errno
 }
 
+// setOptions is for a socket of the relay, and for a listener, from which the
+// accepted ones have them. The relay gathers nothing: what it writes is to be
+// sent. And urgent data go with the rest of the stream, as nearly all who use
+// them have it: the byte would be lost otherwise, and its mark cannot be
+// passed on.
+func setOptions(fd int32) {
+	setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
+}
+
 // setReno is for sockets whose other end is on this host. Losses do not happen
 // there and the round trip is a wake-up, so a congestion control that paces
 // or probes only costs: BBR, a default of many hosts, takes a third of the

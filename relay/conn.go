@@ -32,30 +32,31 @@ const (
 // What is known of an end without asking the kernel. Events are
 // edge-triggered: a flag that is set stays true until a call says otherwise.
 const (
-	readable uint8 = 1 << iota // a read may find bytes, the end of the stream or an error
-	writable                   // a write may find room
-	ended                      // the end of the stream was read: no byte comes any more
-	finSent                    // the end of the other's stream was passed on to it
-	hangup                     // the kernel announced the end of the stream: it is read without a further event
-	broken                     // the kernel announced an error: a reset, or keepalive given up
-	wantOut                    // registered for EPOLLOUT; registered at need, it stays
-	bulk                       // bytes read here are spliced
+	readable uint16 = 1 << iota // a read may find bytes, the end of the stream or an error
+	writable                    // a write may find room
+	ended                       // the end of the stream was read: no byte comes any more
+	finSent                     // the end of the other's stream was passed on to it
+	unsure                      // a read that was not full need not have emptied the socket
+	broken                      // the kernel announced an error: a reset, or keepalive given up
+	wantOut                     // registered for EPOLLOUT; registered at need, it stays
+	bulk                        // bytes read here are spliced
+	told                        // an event said readable, and no splice has found bytes since
 )
 
 // end is one socket of a connection, and the bytes read from it that the
 // other has not taken yet: in a pipe when they were spliced, in a spill when
 // they were copied.
 type end struct {
-	fd     int32
-	flags  uint8
-	streak uint8 // in a row: full reads while copying, small ones while splicing
-	held   int32 // bytes in pipe or spill
-	pipe   *pipe
-	spill  *spill
-	moved  uint64 // bytes read here and written to the other
+	fd    int32
+	held  int32 // bytes in pipe or spill
+	flags uint16
+	small uint8 // splices in a row that were not worth it
+	pipe  *pipe
+	spill *spill
+	moved uint64 // bytes read here and written to the other
 }
 
-func (e *end) is(flags uint8) bool { return e.flags&flags == flags }
+func (e *end) is(flags uint16) bool { return e.flags&flags == flags }
 
 // conn is all there is of one connection. It lives in its worker's slab and
 // is touched by that worker alone.
@@ -161,7 +162,7 @@ func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
 	}
 	c := w.open(fd, int32(source), l)
 	c.state = connecting
-	setInt(int32(source), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setOptions(int32(source))
 	switch errno := startConnect(int32(source), to); errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 	default:
@@ -203,7 +204,7 @@ func (w *worker) shortcut(c *conn) bool {
 		case errno == 0:
 			w.copiedBytes += uint64(m)
 			recipient.moved = uint64(m)
-			w.count(c, fromRecipient, uint64(m))
+			w.count(c.link, fromRecipient, uint64(m))
 		case errno == unix.EAGAIN || errno == unix.EINTR:
 			m = 0
 		default:
@@ -231,7 +232,8 @@ func (w *worker) join(a, b int32, l *Link) {
 	c.state, c.shared = established, true
 	for i := range c.ends {
 		setInt(c.ends[i].fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		c.ends[i].flags = writable
+		// A unix socket's read stops between messages of different senders.
+		c.ends[i].flags = writable | unsure
 		if !w.watch(c, i) {
 			w.abort(c, noSocket)
 			return
@@ -273,7 +275,7 @@ func (w *worker) waitForRoom(c *conn, i int) {
 }
 
 func (e *end) interest() uint32 {
-	events := uint32(unix.EPOLLIN | unix.EPOLLRDHUP | unix.EPOLLET)
+	events := uint32(unix.EPOLLIN | unix.EPOLLPRI | unix.EPOLLRDHUP | unix.EPOLLET)
 	if e.is(wantOut) {
 		events |= unix.EPOLLOUT
 	}
@@ -283,14 +285,16 @@ func (e *end) interest() uint32 {
 // event takes in what the kernel says about one end.
 func (w *worker) event(c *conn, i int, events uint32) {
 	e := &c.ends[i]
-	if events&(unix.EPOLLIN|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
-		e.flags |= readable
+	if events&(unix.EPOLLIN|unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		e.flags |= readable | told
 	}
-	if events&(unix.EPOLLRDHUP|unix.EPOLLHUP) != 0 {
-		e.flags |= hangup
+	// The end of the stream has no event of its own if it is announced with
+	// the last bytes, and at urgent data a read stops short of what follows.
+	if events&(unix.EPOLLPRI|unix.EPOLLRDHUP|unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		e.flags |= unsure
 	}
 	if events&unix.EPOLLERR != 0 {
-		e.flags |= broken | hangup
+		e.flags |= broken
 	}
 	if c.state == connecting && !w.connected(c, i, events) {
 		return

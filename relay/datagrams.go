@@ -310,7 +310,8 @@ func (w *worker) sentBytes(l *PacketListener, k, size int, errno syscall.Errno) 
 
 func (w *worker) datagramMoved(c *conn, i, size int) {
 	c.ends[i].moved += uint64(size)
-	w.count(c, i, uint64(size))
+	w.count(c.link, i, uint64(size))
+	c.active = w.now
 	w.copiedBytes += uint64(size)
 }
 

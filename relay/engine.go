@@ -34,8 +34,8 @@ type Engine struct {
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 
-	calls    calls
-	oneByOne bool // do without the ring
+	oneByOne bool                  // do without the ring
+	seam     func(*worker, *calls) // for tests: puts something between a worker and the kernel
 	workers  []*worker
 	threads  sync.WaitGroup
 
@@ -60,9 +60,6 @@ func (e *Engine) Start() error {
 	defer e.mu.Unlock()
 	if e.running || e.workers != nil {
 		return errors.New("starting the relay: it was started before")
-	}
-	if e.calls.recv == nil {
-		e.calls = kernelCalls()
 	}
 	n := e.Workers
 	if n <= 0 {
@@ -124,9 +121,7 @@ func (e *Engine) Serve(fd int, route func(local netip.AddrPort) *Link) (*Listene
 	if err := takeSocket(fd, unix.SOCK_STREAM); err != nil {
 		return nil, fmt.Errorf("serving a listener: %w", err)
 	}
-	// Accepted sockets inherit these. The relay gathers nothing: what it
-	// writes is to be sent.
-	setInt(int32(fd), unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+	setOptions(int32(fd))
 	setReno(int32(fd))
 	e.spread.Lock()
 	defer e.spread.Unlock()

@@ -7,12 +7,11 @@ import (
 )
 
 const (
-	// After bulkAfter full reads in a row a direction is spliced.
-	bulkAfter = 2
-	// smallSplice is what is not worth two splices; smallAfter of them in a
-	// row and the direction is copied again.
+	// A direction is spliced once a read has filled its buffer, and copied
+	// again after smallAfter splices in a row of less than smallSplice, which
+	// is not worth two calls.
 	smallSplice = 4 << 10
-	smallAfter  = 3
+	smallAfter  = 8
 	// turn is how many bytes one direction may splice before the others of
 	// the worker have theirs.
 	turn = 512 << 10
@@ -55,13 +54,20 @@ func (w *worker) run(c *conn) {
 // held, splices, passes on the end of the stream, or puts a read into the
 // batch. It is false when the connection is gone.
 func (w *worker) move(c *conn, i int) bool {
-	from, to := &c.ends[i], &c.ends[1-i]
+	from, to, l := &c.ends[i], &c.ends[1-i], c.link
 	before := from.moved
 	alive := w.step(c, i, from, to)
-	if n := from.moved - before; alive && n > 0 {
-		w.count(c, i, n)
+	if n := from.moved - before; n > 0 {
+		w.count(l, i, n)
+		c.active = w.now
 	}
-	return alive
+	if !alive {
+		return false
+	}
+	if from.pipe != nil && from.held == 0 {
+		w.letGo(from)
+	}
+	return true
 }
 
 func (w *worker) step(c *conn, i int, from, to *end) bool {
@@ -75,9 +81,6 @@ func (w *worker) step(c *conn, i int, from, to *end) bool {
 				return true
 			}
 			continue
-		}
-		if from.pipe != nil {
-			w.letGo(from)
 		}
 		if from.is(ended) {
 			return w.passEnd(c, i)
@@ -120,8 +123,8 @@ func (c *conn) wantsMore() bool {
 	return false
 }
 
-// splice fills a pipe from an end. It is false when there is no pipe to be
-// had: then the bytes are copied.
+// splice fills a pipe from an end. It is false when the bytes have to be
+// copied.
 func (w *worker) splice(from *end) bool {
 	if from.pipe == nil {
 		if from.pipe = w.pipes.get(); from.pipe == nil {
@@ -132,6 +135,12 @@ func (w *worker) splice(from *end) bool {
 	switch {
 	case errno == unix.EINTR:
 		return true
+	case errno == unix.EAGAIN && from.flags&(told|unsure) != 0:
+		// Splice stops for good at urgent data, which a read takes. And an
+		// event without anything behind it is so rare that it is worth a
+		// read to see.
+		from.flags &^= told
+		return false
 	case errno == unix.EAGAIN:
 		// The pipe is empty, so it is the socket that has nothing.
 		from.flags &^= readable
@@ -143,13 +152,13 @@ func (w *worker) splice(from *end) bool {
 		from.flags = from.flags&^readable | ended
 		return true
 	}
+	from.flags &^= told
 	from.held = int32(n)
 	w.splicedBytes += uint64(n)
 	if n >= smallSplice {
-		from.streak = 0
-	} else if from.streak++; from.streak >= smallAfter {
+		from.small = 0
+	} else if from.small++; from.small >= smallAfter {
 		from.flags &^= bulk
-		from.streak = 0
 	}
 	return true
 }
@@ -200,7 +209,7 @@ func (w *worker) flush(c *conn, i int) syscall.Errno {
 // connection only after that.
 func (w *worker) unwritable(c *conn, i int) {
 	from, to := &c.ends[i], &c.ends[1-i]
-	to.flags |= broken | hangup
+	to.flags |= broken | unsure
 	if !to.is(ended) {
 		to.flags |= readable
 	}
@@ -230,8 +239,7 @@ func (w *worker) passEnd(c *conn, i int) bool {
 	return true
 }
 
-// count adds n bytes of end i that the other end has taken.
-func (w *worker) count(c *conn, i int, n uint64) {
-	c.link.live.shards[w.index].bytes[i].Add(n)
-	c.active = w.now
+// count adds n bytes from end i that the other end has taken.
+func (w *worker) count(l *Link, i int, n uint64) {
+	l.live.shards[w.index].bytes[i].Add(n)
 }

@@ -80,7 +80,7 @@ func newWorker(e *Engine, index int, start time.Time) (*worker, error) {
 	w := &worker{
 		engine:    e,
 		index:     index,
-		calls:     e.calls,
+		calls:     kernelCalls(),
 		start:     start,
 		poll:      epollSet{int32(poll)},
 		wakeFD:    int32(wake),
@@ -91,6 +91,9 @@ func newWorker(e *Engine, index int, start time.Time) (*worker, error) {
 	if errno := w.poll.control(unix.EPOLL_CTL_ADD, w.wakeFD, unix.EPOLLIN|unix.EPOLLET, 0, isWake); errno != 0 {
 		w.closeDescriptors()
 		return nil, fmt.Errorf("watching an eventfd: %w", errno)
+	}
+	if e.seam != nil {
+		e.seam(w, &w.calls)
 	}
 	return w, nil
 }
