@@ -119,7 +119,7 @@ func (s *slab) take() *conn {
 
 func (s *slab) give(c *conn) {
 	c.state = vacant
-	c.link, c.flow = nil, nil
+	c.link, c.flow, c.queued = nil, nil, false
 	c.gen = (c.gen + 1) & 0x7fffffff
 	c.next, s.vacant = s.vacant, c.slot+1
 	s.live--
@@ -369,7 +369,6 @@ func (w *worker) end(c *conn, why cause) {
 		closeFD(e.fd)
 	}
 	w.wheel.remove(&w.slab, c)
-	c.queued = false
 	c.link.leave(why)
 	w.slab.give(c)
 	w.load.Store(int64(w.slab.live))

@@ -30,7 +30,9 @@ func (w *worker) enqueue(c *conn) {
 func (w *worker) round() {
 	w.queue, w.turn = w.turn[:0], w.queue
 	for _, slot := range w.turn {
-		if c := w.slab.at(slot); c.queued {
+		// A slot is in the queue twice if its connection ended there and
+		// another one began.
+		if c := w.slab.at(slot); c.queued && c.inBatch == 0 {
 			c.queued = false
 			w.run(c)
 		}
