@@ -167,7 +167,7 @@ func TestWithoutRights(t *testing.T) {
 			if err := os.Chmod(filepath.Join(dir, "docker.sock"), tt.mode); err != nil {
 				t.Fatal(err)
 			}
-			cmd := exec.CommandContext(t.Context(), filepath.Join(built, "linkrun"), "--link", "db", "bare")
+			cmd := exec.CommandContext(t.Context(), filepath.Join(builtDir(t), "linkrun"), "--link", "db", "bare")
 			cmd.Env = []string{"PATH=" + dir, "DOCKER_HOST=unix://" + dir + "/docker.sock", "AMBASSADOR_DIR=" + tt.dir}
 			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
 			var stderr bytes.Buffer

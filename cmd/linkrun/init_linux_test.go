@@ -97,7 +97,7 @@ func scenarioMain() int {
 	return cmd.ProcessState.ExitCode()
 }
 
-func theInit() string { return filepath.Join(built, initName) }
+func theInit(t *testing.T) string { return filepath.Join(builtDir(t), initName) }
 
 func TestInitBecomesTheProgram(t *testing.T) {
 	word := &gate.Word{
@@ -106,7 +106,7 @@ func TestInitBecomesTheProgram(t *testing.T) {
 		Kept:     []string{"DB_NAME"},
 	}
 	stdout, stderr, code := scenario{
-		Argv: []string{theInit(), "--timeout=20s", "--entrypoint=1", "--a-later-version=x", "--", "sh", "-c", `
+		Argv: []string{theInit(t), "--timeout=20s", "--entrypoint=1", "--a-later-version=x", "--", "sh", "-c", `
 			echo "$0|$1|$DB_PORT|$DB_PORT_80_TCP|$DB_NAME|$DB_ENV_KEY|$HTTP_PROXY"; exit 7`, "zero", "--", "-x"},
 		Env:  []string{"PATH=" + realPath, "DB_PORT=old", "DB_PORT_80_TCP=old", "DB_NAME=mine", "HTTP_PROXY=p"},
 		Word: word,
@@ -126,7 +126,7 @@ func TestInitLeavesNoTrace(t *testing.T) {
 	argv := []string{"/bin/sh", "-c", show}
 
 	with, stderr, code := scenario{
-		Argv: slices.Concat([]string{"/bin/sh", "-c", shell, "-", theInit(), "--timeout=20s", "--"}, argv),
+		Argv: slices.Concat([]string{"/bin/sh", "-c", shell, "-", theInit(t), "--timeout=20s", "--"}, argv),
 		Env:  env, Word: &gate.Word{},
 	}.run(t)
 	if stderr != "" || code != 0 {
@@ -171,7 +171,7 @@ func TestInitFindsPrograms(t *testing.T) {
 		{"", "./garbage", "", `linkrun: exec "./garbage": exec format error` + hint, 126},
 	} {
 		stdout, stderr, code := scenario{
-			Argv: []string{"/bin/sh", "-c", `cd "$1" && shift && exec "$@"`, "-", dir, theInit(), "--timeout=20s", "--", tt.program, "arg"},
+			Argv: []string{"/bin/sh", "-c", `cd "$1" && shift && exec "$@"`, "-", dir, theInit(t), "--timeout=20s", "--", tt.program, "arg"},
 			Env:  []string{"PATH=" + tt.path},
 			Word: &gate.Word{},
 		}.run(t)
@@ -217,7 +217,7 @@ func TestInitRefuses(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			stdout, stderr, code := scenario{
-				Argv: append([]string{theInit()}, tt.words...),
+				Argv: append([]string{theInit(t)}, tt.words...),
 				Env:  []string{"PATH=" + realPath},
 				Word: tt.word,
 				Term: tt.term,
@@ -226,5 +226,30 @@ func TestInitRefuses(t *testing.T) {
 				t.Errorf("stdout %q, stderr %q, exit code %d; want stderr %q, exit code %d", stdout, stderr, code, tt.stderr, tt.code)
 			}
 		})
+	}
+}
+
+// What every container can run.
+func TestCheckInit(t *testing.T) {
+	dir := t.TempDir()
+	write := func(name, text string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.WriteFile(path, []byte(text), mode), os.Chmod(path, mode)); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	text := write("text", strings.Repeat("text", 20), 0o755)
+	private := write("private", "", 0o750)
+	missing := filepath.Join(dir, "missing")
+	for path, want := range map[string]string{
+		"/bin/sh": "needs shared libraries",
+		text:      "it is no Linux program: bad magic number '[116 101 120 116]' in record at byte 0x0",
+		private:   "not every user may execute it (-rwxr-x---)",
+		missing:   "no such file or directory",
+	} {
+		if err := checkInit(path); err == nil || !strings.HasSuffix(err.Error(), want) {
+			t.Errorf("checkInit(%q) gives %v, want …%s", path, err, want)
+		}
 	}
 }

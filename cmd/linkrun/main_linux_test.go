@@ -16,6 +16,7 @@ import (
 	"testing"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/control"
 )
@@ -41,6 +42,19 @@ type suite struct{ m *testing.M }
 
 // built is where the program is, and realPath the PATH without fakes.
 var built, realPath string
+
+// builtDir returns the folder of the program. It reads the folders of the
+// program's sources, so that go test does not repeat a result of before when
+// they have changed.
+func builtDir(t *testing.T) string {
+	t.Helper()
+	for _, dir := range []string{".", "../../control", "../../docker", "../../gate", "../../link"} {
+		if _, err := os.ReadDir(dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return built
+}
 
 func (s *suite) Run() int {
 	dir, err := os.MkdirTemp("", "linkrun-test")
@@ -158,6 +172,10 @@ func fakeAmbassador() {
 		os.Exit(3)
 	}
 	note(fmt.Sprintf("ambassador %d", os.Getpid()))
+	if sid, err := unix.Getsid(0); err != nil || sid != os.Getpid() && serve[4] != ofTheUnit {
+		fmt.Println("not in a session of its own:", sid, err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	id := cmp.Or(os.Getenv("FAKE_ENGINE_ID"), engineID)
@@ -169,6 +187,8 @@ func fakeAmbassador() {
 	server.Serve(ctx)
 }
 
+const ofTheUnit = "of the unit"
+
 // fakeSystemctl has the unit of an ambassador, or not.
 func fakeSystemctl() {
 	note("systemctl " + strings.Join(os.Args[1:], " "))
@@ -179,7 +199,7 @@ func fakeSystemctl() {
 		fmt.Fprintln(os.Stderr, "Job for ambassador.service failed.")
 		os.Exit(1)
 	case os.Args[1] == "start":
-		if err := exec.Command("ambassador", "serve", "--dir", os.Getenv("AMBASSADOR_DIR"), "--host", "of the unit").Start(); err != nil {
+		if err := exec.Command("ambassador", "serve", "--dir", os.Getenv("AMBASSADOR_DIR"), "--host", ofTheUnit).Start(); err != nil {
 			panic(err)
 		}
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -17,6 +18,13 @@ func TestNewName(t *testing.T) {
 			t.Fatalf("%q is no new name", name)
 		}
 		seen[name] = true
+	}
+}
+
+func TestRunWords(t *testing.T) {
+	got := runWords([]given{{"env", "A=1"}, {"rm", "true"}}, []string{"--x"}, "-image", []string{"--", "-a"})
+	if want := []string{"run", "--env=A=1", "--rm=true", "--x", "--", "-image", "--", "-a"}; !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 // and a docker that shows what it was asked for, see fakeDocker. Its output
 // has a line for each word.
 func TestScripts(t *testing.T) {
+	built := builtDir(t)
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
 		RequireExplicitExec: true,
