@@ -42,12 +42,12 @@ type batch struct {
 
 func (b *batch) full() bool { return b.n == maxBatch }
 
-// add has end i of c read in the next exchange.
-func (b *batch) add(c *conn, i int) {
+// add has up to size bytes of end i of c read in the next exchange.
+func (b *batch) add(c *conn, i, size int) {
 	if b.buffers == nil {
 		b.buffers = make([]byte, maxBatch*bufferStride)
 	}
-	b.reads[b.n] = transfer{c: c, i: i, fd: c.ends[i].fd, buf: b.buffers[b.n*bufferStride:][:copySize]}
+	b.reads[b.n] = transfer{c: c, i: i, fd: c.ends[i].fd, buf: b.buffers[b.n*bufferStride:][:size]}
 	b.n++
 	c.inBatch++
 }
@@ -93,8 +93,8 @@ func (w *worker) hasRead(r *transfer) {
 		from.flags = from.flags&^readable | ended | broken
 	case r.n == 0:
 		from.flags = from.flags&^readable | ended
-	case r.n == copySize:
-		w.copiedBytes += copySize
+	case r.n == len(r.buf):
+		w.copiedBytes += uint64(r.n)
 		from.flags |= bulk
 		from.small = 0
 		w.settle(r.c)

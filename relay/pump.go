@@ -96,8 +96,12 @@ func (w *worker) step(c *conn, i int, from, to *end) bool {
 			w.enqueue(c)
 			return true
 		}
-		if !from.is(bulk) || !w.splice(from) {
-			w.batch.add(c, i)
+		size := copySize
+		if from.is(bulk) {
+			size = w.splice(from)
+		}
+		if size > 0 {
+			w.batch.add(c, i, size)
 			return true
 		}
 	}
@@ -125,34 +129,33 @@ func (c *conn) wantsMore() bool {
 	return false
 }
 
-// splice fills a pipe from an end. It is false when the bytes have to be
-// copied.
-func (w *worker) splice(from *end) bool {
+// splice fills a pipe from an end. When that will not do it returns how many
+// bytes to copy instead.
+func (w *worker) splice(from *end) (size int) {
 	if from.pipe == nil {
 		if from.pipe = w.pipes.get(); from.pipe == nil {
-			return false
+			return copySize
 		}
 	}
 	n, errno := w.calls.splice(from.fd, from.pipe.w, spliceChunk)
 	switch {
 	case errno == unix.EINTR:
-		return true
+		return 0
 	case errno == unix.EAGAIN && from.flags&(told|unsure) != 0:
 		// Splice stops for good at urgent data, which a read takes. And an
-		// event without anything behind it is so rare that it is worth a
-		// read to see.
+		// event without anything behind it is rare enough to be worth a read.
 		from.flags &^= told
-		return false
+		return smallSplice
 	case errno == unix.EAGAIN:
 		// The pipe is empty, so it is the socket that has nothing.
 		from.flags &^= readable
-		return true
+		return 0
 	case errno != 0:
 		from.flags = from.flags&^readable | ended | broken
-		return true
+		return 0
 	case n == 0:
 		from.flags = from.flags&^readable | ended
-		return true
+		return 0
 	}
 	from.flags &^= told
 	from.held = int32(n)
@@ -162,7 +165,7 @@ func (w *worker) splice(from *end) bool {
 	} else if from.small++; from.small >= smallAfter {
 		from.flags &^= bulk
 	}
-	return true
+	return 0
 }
 
 // hold keeps a copy of p, read from e, until the other end takes it.
