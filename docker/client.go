@@ -39,6 +39,11 @@ type Client struct {
 type Engine struct {
 	ID      string // unique to the engine's data root
 	Version string // "28.5.2", with whatever suffix the packager gave it
+
+	// Firewall is the backend of the engine's rules, "iptables" or
+	// "nftables", each perhaps with "+firewalld"; "" for an older engine,
+	// which does not say and has only iptables.
+	Firewall string
 }
 
 // Major is the first number of the engine's version, 0 when it has none. The
@@ -94,7 +99,11 @@ func (c *Client) Engine(ctx context.Context) (Engine, error) {
 	if err != nil {
 		return Engine{}, c.explain(ctx, fmt.Errorf("asking the engine who it is: %w", err))
 	}
-	return Engine{ID: res.Info.ID, Version: res.Info.ServerVersion}, nil
+	e := Engine{ID: res.Info.ID, Version: res.Info.ServerVersion}
+	if f := res.Info.FirewallBackend; f != nil {
+		e.Firewall = f.Driver
+	}
+	return e, nil
 }
 
 // explain gives an API error the sentinels of this package. The client drops

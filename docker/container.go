@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -37,7 +38,10 @@ type Container struct {
 // Network is one endpoint of a container.
 type Network struct {
 	Name string
+	ID   string     // of the network; "" while the container does not run
 	IPv4 netip.Addr // the zero Addr when the endpoint has none
+	IPv6 netip.Addr // likewise
+	MAC  net.HardwareAddr
 }
 
 // JoinedContainer is the container whose network namespace c shares
@@ -115,8 +119,14 @@ func fromInspect(in container.InspectResponse) Container {
 		out.SandboxKey = ns.SandboxKey
 		for name, ep := range ns.Networks {
 			n := Network{Name: name}
-			if ep != nil && ep.IPAddress.Is4() {
-				n.IPv4 = ep.IPAddress
+			if ep != nil {
+				n.ID, n.MAC = ep.NetworkID, net.HardwareAddr(ep.MacAddress)
+				if ep.IPAddress.Is4() {
+					n.IPv4 = ep.IPAddress
+				}
+				if ep.GlobalIPv6Address.Is6() {
+					n.IPv6 = ep.GlobalIPv6Address
+				}
 			}
 			out.Networks = append(out.Networks, n)
 		}
