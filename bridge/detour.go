@@ -146,3 +146,16 @@ func (d Detour) family() int {
 	}
 	return netlink.FAMILY_V6
 }
+
+// PortOf is the index, on the host, of the port behind which the container
+// with an address is: the other end of its cable.
+func PortOf(ns Namespace, own netip.Addr) (port int, err error) {
+	err = Detour{Own: own}.inside(ns, func(_ *netlink.Handle, dev netlink.Link) error {
+		port = dev.Attrs().ParentIndex
+		return nil
+	})
+	if err != nil {
+		return 0, fmt.Errorf("finding the port of %v: %w", own, err)
+	}
+	return port, nil
+}

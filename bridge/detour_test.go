@@ -304,6 +304,9 @@ func TestDetourReportsThePort(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if same, err := bridge.PortOf(d.ns, d.Own); err != nil || same != index {
+		t.Errorf("the port is %d, and %d, %v", index, same, err)
+	}
 	for _, port := range s.Ports {
 		if (port.Index == index) != (port.Name == p.recipient.port) {
 			t.Errorf("the port is %d, and %s is %d", index, port.Name, port.Index)
