@@ -141,7 +141,7 @@ func TestWithoutRights(t *testing.T) {
 	}
 	defer stop()
 	agentDir := filepath.Join(dir, "agent")
-	server, err := control.Listen(agentDir, fakeAgent{engineID, ""}, slog.New(slog.DiscardHandler))
+	server, err := control.Listen(agentDir, fakeAgent{engineID: engineID}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"slices"
@@ -17,6 +18,7 @@ type dockerCLI struct {
 	path    string
 	globals []string
 	env     []string
+	socket  string // of the docker whose plugin this is; "" when it has none
 }
 
 // findDocker finds the command that name names, on the PATH or by its path.
@@ -35,16 +37,29 @@ func (d *dockerCLI) command(ctx context.Context, args ...string) *exec.Cmd {
 	return cmd
 }
 
-// become executes `docker [globals] args…` in place of linkrun. It returns
-// only when it cannot.
+// become executes `docker [globals] args…` in place of linkrun, or under it
+// when the docker above wants to be listened to. In place, it returns only
+// when it cannot.
 func (d *dockerCLI) become(args, env []string) error {
 	argv := slices.Concat([]string{"docker"}, d.globals, args)
-	err := syscall.Exec(d.path, argv, env)
+	err := d.execute(argv, env)
+	if exit := exitStatus(0); err == nil || errors.As(err, &exit) {
+		return err
+	}
 	if errors.Is(err, syscall.E2BIG) {
 		return fail("leave variables out with --link-env ports or --link-env none",
 			"the flags and variables for docker take %d bytes, more than the kernel passes to a program", size(argv)+size(env))
 	}
 	return fail("", "executing %q: %w", d.path, err)
+}
+
+func (d *dockerCLI) execute(argv, env []string) error {
+	if d.socket != "" {
+		if plugin, err := net.Dial("unix", d.socket); err == nil {
+			return d.runUnder(plugin, argv, env)
+		}
+	}
+	return syscall.Exec(d.path, argv, env)
 }
 
 func size(words []string) (n int) {

@@ -36,6 +36,9 @@ func report(w io.Writer, err error) int {
 	if err == nil {
 		return 0
 	}
+	if exit := exitStatus(0); errors.As(err, &exit) {
+		return int(exit)
+	}
 	p := &problem{err: err, code: exitRefused}
 	errors.As(err, &p)
 	fmt.Fprintln(w, "linkrun:", oneLine(err.Error()))

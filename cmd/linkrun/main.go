@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"io"
 	"os"
@@ -22,10 +23,10 @@ func main() {
 	os.Exit(report(os.Stderr, err))
 }
 
-// run ends in docker when all goes well, so it returns nil for a help text
-// only.
+// run ends in docker when all goes well. When it returns nil, a help text was
+// printed, or docker ran under it and succeeded.
 func run(ctx context.Context, argv []string, stdout, stderr io.Writer) error {
-	words, dockerName, globals := argv[1:], "docker", globalFlags{}
+	words, dockerName, socket, globals := argv[1:], "docker", "", globalFlags{}
 	if isPlugin(argv[0]) {
 		if len(words) > 0 && words[0] == pluginMetadata {
 			return writeMetadata(stdout)
@@ -34,9 +35,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) error {
 		if globals, words, err = splitGlobals(words); err != nil {
 			return err
 		}
-		if original := os.Getenv(envOriginalCommand); original != "" {
-			dockerName = original
-		}
+		dockerName = cmp.Or(os.Getenv(envOriginalCommand), dockerName)
+		socket = os.Getenv(envSocket)
 	}
 	if asksForHelp(words) {
 		return printOwn(stdout, words[0] == "--version")
@@ -45,6 +45,7 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
+	d.socket = socket
 	// What does not speak of links is none of linkrun's business, mistakes
 	// and flags it has never heard of included.
 	if !slices.ContainsFunc(words, func(w string) bool { return strings.HasPrefix(w, "--link") }) {

@@ -115,6 +115,12 @@ func fakeDocker() {
 			os.Exit(1)
 		}
 		fmt.Println(host)
+	case slices.Contains(words, "until-told"):
+		told := make(chan os.Signal, 1)
+		signal.Notify(told, syscall.SIGTERM)
+		fmt.Println("waiting")
+		fmt.Println("told by", <-told)
+		os.Exit(5)
 	default:
 		for _, w := range words {
 			fmt.Printf("word %s\n", w)
@@ -179,7 +185,7 @@ func fakeAmbassador() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	id := cmp.Or(os.Getenv("FAKE_ENGINE_ID"), engineID)
-	server, err := control.Listen(serve[2], fakeAgent{id, serve[4]}, slog.New(slog.DiscardHandler))
+	server, err := control.Listen(serve[2], fakeAgent{engineID: id, host: serve[4]}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		fmt.Println(err)
 		os.Exit(1)
@@ -205,10 +211,12 @@ func fakeSystemctl() {
 	}
 }
 
-// fakeAgent is what serves in tests.
-type fakeAgent struct{ engineID, host string }
+// fakeAgent is what serves in tests. It can only tell who it is.
+type fakeAgent struct {
+	control.Handler
+	engineID, host string
+}
 
 func (a fakeAgent) Status() control.Status {
 	return control.Status{EngineID: a.engineID, Engine: a.host}
 }
-func (a fakeAgent) Links() []control.Link { return nil }

@@ -20,6 +20,7 @@ const (
 
 	pluginVariables    = "DOCKER_CLI_PLUGIN_"
 	envOriginalCommand = "DOCKER_CLI_PLUGIN_ORIGINAL_CLI_COMMAND"
+	envSocket          = "DOCKER_CLI_PLUGIN_SOCKET"
 )
 
 func isPlugin(argv0 string) bool { return filepath.Base(argv0) == pluginName }

@@ -67,7 +67,7 @@ func TestScripts(t *testing.T) {
 				if len(args) > 0 {
 					id = args[0]
 				}
-				server, err := control.Listen(ts.Getenv("AMBASSADOR_DIR"), fakeAgent{id, "unix:///other.sock"}, slog.New(slog.DiscardHandler))
+				server, err := control.Listen(ts.Getenv("AMBASSADOR_DIR"), fakeAgent{engineID: id, host: "unix:///other.sock"}, slog.New(slog.DiscardHandler))
 				ts.Check(err)
 				ctx, cancel := context.WithCancel(context.Background())
 				done := make(chan struct{})
