@@ -16,7 +16,7 @@ demo: build
 
 # Without root or an engine, the tests that need one are skipped, and say so.
 test:
-	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze
+	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze haproxy socat wrk
 	$(GO) test -race -timeout 12m $(TESTFLAGS) ./...
 
 lint:
@@ -27,8 +27,9 @@ lint:
 	# Status 3 says that a vulnerability was found, others that its database cannot be read from here.
 	GOBIN=$(CURDIR)/.cache $(GO) install $(GOVULNCHECK) && { .cache/govulncheck ./... || test $$? -ne 3; }
 
-bench: build
-	$(GO) run ./bench
+bench:
+	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount haproxy socat wrk
+	$(GO) run ./bench $(BENCHFLAGS)
 
 image: build
 	docker build -t linkrun/ambassador .
