@@ -196,6 +196,8 @@ func (w *worker) shortcut(c *conn) bool {
 		return false
 	case n == 0:
 		recipient.flags = ended
+	case n == len(buf):
+		recipient.flags = bulk
 	}
 	m := 0
 	if n > 0 {

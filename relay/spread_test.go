@@ -42,6 +42,7 @@ func TestSpread(t *testing.T) {
 	b.fill(ends[0][0]) // one that holds bytes in a pipe
 	first := e.workers[0]
 	first.call(func(w *worker) {
+		w.slab.each(func(c *conn) { c.active = w.now })
 		for range hotLooks {
 			w.pace.idle = -time.Hour // the machine has been idle since
 			w.heat(time.Millisecond)
@@ -87,6 +88,7 @@ func TestNoSpreadWithoutNeed(t *testing.T) {
 				b.dial()
 			}
 			e.workers[0].call(func(w *worker) {
+				w.slab.each(func(c *conn) { c.active = w.now })
 				for range 5 * hotLooks {
 					w.pace.idle = test.idle
 					w.heat(time.Millisecond)
