@@ -119,6 +119,10 @@ func (w *wire) receive(f frame) (seen frame, pass bool, err error) {
 		return f, false, violation("a socket over a transport that carries none")
 	}
 	w.mu.Lock()
+	if err := w.err; err != nil {
+		w.mu.Unlock()
+		return f, false, err
+	}
 	f, pass, over, err := w.receiveStream(f)
 	w.mu.Unlock()
 	over.over()
@@ -138,7 +142,8 @@ func (w *wire) receiveStream(f frame) (seen frame, pass bool, over *Stream, err 
 		return f, false, nil, nil // it was reset, or refused, while this was on its way
 	}
 	if f.has(rstFlag) {
-		return w.receiveReset(l), true, l.stream, nil
+		f, pass = w.receiveReset(l)
+		return f, pass, l.stream, nil
 	}
 	if l.resetSent {
 		return f, false, nil, nil
@@ -189,9 +194,17 @@ func (w *wire) open(id uint32) (bool, error) {
 }
 
 // receiveReset is for a reset by the peer: it confirms one of this side, or is
-// to be confirmed. It returns the frame for yamux. Caller holds mu.
-func (w *wire) receiveReset(l *ledger) frame {
-	f := resetFrame(l.id)
+// to be confirmed. It returns what yamux sees of it. Caller holds mu.
+//
+// A reset does not overtake what was sent before it: yamux would drop what its
+// reader has not got, so it sees an end of the stream instead, and forgets the
+// stream when the owner closes it.
+func (w *wire) receiveReset(l *ledger) (f frame, pass bool) {
+	f, pass = resetFrame(l.id), true
+	if l.received > l.consumed && !l.forgotten && l.stream != nil {
+		f.flags, pass = finFlag, !l.finSeen
+		l.kept = true
+	}
 	if l.local && !l.acked {
 		// yamux forgets to give back what a stream under way has of it unless
 		// it sees the stream acknowledged.
@@ -202,10 +215,13 @@ func (w *wire) receiveReset(l *ledger) frame {
 		w.counts.resets.Add(1)
 		w.out.queue(resetFrame(l.id))
 	}
-	w.forget(l)
+	if !l.kept {
+		w.forget(l)
+	}
+	w.narrow(l)
 	w.remove(l)
 	l.end(wasReset)
-	return f
+	return f, pass
 }
 
 // receiveData is for n bytes of data, and reports whether they are for yamux.
@@ -225,7 +241,7 @@ func (w *wire) receiveData(l *ledger, n int64) (pass bool, over *Stream, err err
 	}
 	fattest := w.fattest()
 	w.reset(fattest)
-	fattest.end(wasReset)
+	fattest.end(wasOverrun)
 	return fattest != l, fattest.stream, nil
 }
 

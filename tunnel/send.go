@@ -118,11 +118,13 @@ func resetFrame(id uint32) frame {
 	return frame{kind: windowFrame, flags: rstFlag, stream: id}
 }
 
-// abort is reset for the owner of the stream.
-func (w *wire) abort(l *ledger) {
+// abort is reset for the owner of the stream. It reports whether yamux has to
+// be told to forget it.
+func (w *wire) abort(l *ledger) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.reset(l)
+	return l.kept
 }
 
 // abandon is for a stream that its owner has closed altogether, after its end

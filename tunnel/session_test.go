@@ -187,6 +187,47 @@ func TestAbortWakesAWriter(t *testing.T) {
 	})
 }
 
+// As with TCP, a reset comes after what was sent before it, and spoils no end
+// that came before.
+func TestAResetDoesNotOvertake(t *testing.T) {
+	eachTransport(t, func(t *testing.T, pair func(testing.TB) (net.Conn, net.Conn)) {
+		a, b := sessions(t, pair, Config{}, Config{})
+		for name, end := range map[string]struct {
+			call func(x *Stream)
+			want error
+		}{
+			"abort":               {func(x *Stream) { x.Abort() }, ErrReset},
+			"abort after the end": {func(x *Stream) { x.CloseWrite(); x.Abort() }, nil},
+		} {
+			x, y := streams(t, a, b)
+			x.Write(make([]byte, 100_000))
+			end.call(x)
+			until(t, "the reset", func() bool {
+				_, err := y.Write([]byte("x"))
+				return errors.Is(err, ErrReset)
+			})
+			if got, err := io.ReadAll(y); len(got) != 100_000 || err != end.want {
+				t.Errorf("%s: read %d bytes, then %v, want %v", name, len(got), err, end.want)
+			}
+			y.Close()
+			until(t, "the streams to be forgotten", func() bool {
+				return a.Stats().Open+b.Stats().Open+a.mux.NumStreams()+b.mux.NumStreams() == 0 && b.Stats().Buffered == 0
+			})
+		}
+		// Nobody has seen this one.
+		x, err := a.Open(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		x.Write(make([]byte, 100_000))
+		x.Abort()
+		until(t, "the reset", func() bool { return b.Stats().Open == 0 && b.Stats().Resets == 3 })
+		x, y := streams(t, a, b)
+		exchange(t, x, y)
+		until(t, "the stream to be forgotten", func() bool { return b.mux.NumStreams() == 0 && b.Stats().Buffered == 0 })
+	})
+}
+
 // What comes for a stream that was closed is answered by a reset, as a closed
 // socket does.
 func TestWritingToAClosedReader(t *testing.T) {

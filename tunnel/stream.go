@@ -33,8 +33,9 @@ type Stream struct {
 
 // How a stream ended, if not by itself.
 const (
-	wasReset = 1 + iota // by the other end, or by this one for want of memory
-	wasLost             // with the session
+	wasReset   = 1 + iota // by the other end
+	wasOverrun            // reset by this end for want of memory
+	wasLost               // with the session
 )
 
 // newStream returns nil if the stream has been reset before it was handed out.
@@ -50,9 +51,9 @@ func newStream(s *Session, mux *yamux.Stream) *Stream {
 // Session is the session the stream belongs to.
 func (s *Stream) Session() *Session { return s.session }
 
-// Read reads what the other end has written. The error is io.EOF when the
-// other end has closed its direction and everything was read, ErrReset when it
-// aborted the stream, and ErrLost when the session ended before.
+// Read reads what the other end has written. The error, once everything was
+// read, is io.EOF when the other end has closed its direction, ErrReset when
+// it has aborted the stream, and ErrLost when the session ended before.
 func (s *Stream) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
@@ -70,8 +71,8 @@ func (s *Stream) read(p []byte) (int, error) {
 	if err := s.usable(&s.readDeadline); err != nil {
 		return 0, err
 	}
-	if s.ended.Load() == wasReset {
-		return 0, s.explain(nil) // yamux may have received some bytes more
+	if s.ended.Load() == wasOverrun {
+		return 0, ErrOverrun // what yamux still has of it is not all there was
 	}
 	n, err := s.mux.Read(p)
 	if n > 0 {
@@ -80,10 +81,30 @@ func (s *Stream) read(p []byte) (int, error) {
 		s.session.wire.consume(s.ledger, n)
 		return n, nil
 	}
-	if err != nil {
-		return 0, s.explain(err)
+	if err == nil {
+		return 0, nil
 	}
-	return 0, nil
+	if s.isComplete() {
+		return 0, io.EOF
+	}
+	return 0, s.explain(err)
+}
+
+// waiting is how many bytes can be read without waiting, more or less.
+func (s *Stream) waiting() int64 {
+	w := s.session.wire
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return s.ledger.received - s.ledger.consumed
+}
+
+// isComplete tells whether everything the other end had to say was read,
+// whatever came after it.
+func (s *Stream) isComplete() bool {
+	w := s.session.wire
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return s.ledger.finSeen && s.ledger.received == s.ledger.consumed && !s.closed.Load()
 }
 
 // maxBody is the most that is sent in one frame: with its header, four TLS
@@ -137,8 +158,6 @@ func (s *Stream) explain(err error) error {
 		return ErrOverrun
 	case l.resetSeen:
 		return ErrReset
-	case err == io.EOF && l.finSeen:
-		return io.EOF
 	case w.err != nil:
 		return lost(w.err)
 	case errors.Is(err, yamux.ErrStreamClosed):
@@ -166,29 +185,35 @@ func (s *Stream) Close() error {
 	}
 	w := s.session.wire
 	if w.unread(s.ledger) {
-		w.abort(s.ledger)
-	} else {
-		s.mux.Close()
-		w.abandon(s.ledger)
+		s.Abort()
+		return nil
 	}
+	s.mux.Close()
+	w.abandon(s.ledger)
 	s.wake()
 	return nil
 }
 
-// Abort ends the stream at once: the other end gets ErrReset, and what is on
-// its way may be lost. After Close it still hurries up what is not over.
+// Abort ends the stream at once. The other end gets ErrReset, after what has
+// been written; what it has written and was not read is lost. After Close it
+// hurries up what is not over yet. Abort does not wait.
 func (s *Stream) Abort() {
 	s.closed.Store(true)
-	s.session.wire.abort(s.ledger)
+	if s.session.wire.abort(s.ledger) {
+		s.session.spawn(func() { s.mux.Close() })
+	}
 	s.wake()
 }
 
 // wake ends calls that wait.
-func (s *Stream) wake() { s.mux.SetDeadline(time.Unix(1, 0)) }
+func (s *Stream) wake() { s.mux.SetDeadline(longAgo) }
 
-// AfterReset has call called when the other end aborts the stream, or the
-// session is lost: at once if that has happened. call must not wait. Without
-// it, whoever waits for something else than the stream does not notice.
+var longAgo = time.Unix(1, 0)
+
+// AfterReset has call called when the other end has aborted the stream, or the
+// session is lost: at once if that has happened. There may still be something
+// to read. call must not wait. Without it, whoever waits for something else
+// than the stream does not notice.
 func (s *Stream) AfterReset(call func()) {
 	s.mu.Lock()
 	s.whenEnd = call
@@ -204,8 +229,11 @@ func (s *Stream) over() {
 	if s == nil {
 		return // it was not handed out yet
 	}
-	if s.ended.Load() == wasReset {
-		s.wake() // if the session is lost, yamux does that once it has handed out what it has received
+	switch s.ended.Load() {
+	case wasReset:
+		s.mux.SetWriteDeadline(longAgo) // a reader is told by yamux, once it has everything
+	case wasOverrun:
+		s.wake()
 	}
 	s.mu.Lock()
 	s.isOver = true

@@ -72,6 +72,7 @@ type ledger struct {
 	finSent, finSeen     bool
 	resetSent, resetSeen bool
 	orphan               bool // this side has closed it altogether
+	kept                 bool // yamux keeps it after a reset, for what was not read
 	rests                int  // calls of rest since
 
 	receiving
@@ -191,6 +192,9 @@ func (w *wire) fail(err error) {
 	var over []*Stream
 	for _, l := range w.streams {
 		over = append(over, l.stream)
+		if l.stream == nil {
+			w.forget(l)
+		}
 		w.remove(l)
 		l.end(wasLost)
 	}
