@@ -63,20 +63,22 @@ type ringParams struct {
 }
 
 type submission struct {
-	opcode, flags uint8
-	ioprio        uint16
-	fd            int32
-	off, addr     uint64
-	size          uint32
-	msgFlags      uint32
-	userData      uint64
-	_             [3]uint64
+	opcode   uint8
+	_        uint8  // flags
+	_        uint16 // ioprio
+	fd       int32
+	_        uint64 // off
+	addr     uint64
+	size     uint32
+	msgFlags uint32
+	userData uint64
+	_        [3]uint64
 }
 
 type completion struct {
 	userData uint64
 	res      int32
-	flags    uint32
+	_        uint32 // flags
 }
 
 // newRing makes a ring. It is used by one goroutine at a time.
