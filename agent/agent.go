@@ -34,6 +34,11 @@ type Engine interface {
 
 // Agent carries the links of one engine. See New.
 type Agent struct {
+	// Settled returns when a container that has just started is kept apart
+	// from others as it should be; until then, its program is held back. Nil:
+	// nobody keeps it apart.
+	Settled func(ctx context.Context, ctr docker.Container) error
+
 	engine Engine
 	who    docker.Engine
 	relay  *relay.Engine
@@ -213,11 +218,20 @@ func (a *Agent) follow(ctx context.Context, look *lookup, r *recipient, changes 
 		pointed = pointed && c.view.Load() != nil
 	}
 	if pointed && r.gate == nil {
-		var err error
-		r.gate, err = a.openGate(r)
-		failed = append(failed, err)
+		failed = append(failed, a.letIn(ctx, r))
 	}
 	return errors.Join(failed...)
+}
+
+// letIn opens a recipient's gate when nothing but its links reaches it.
+func (a *Agent) letIn(ctx context.Context, r *recipient) (err error) {
+	if a.Settled != nil {
+		if err := a.Settled(ctx, *r.view.Load()); err != nil {
+			return fmt.Errorf("keeping %q apart: %w", r.name(), err)
+		}
+	}
+	r.gate, err = a.openGate(r)
+	return err
 }
 
 func (a *Agent) drop(r *recipient) {

@@ -17,7 +17,8 @@ import (
 	"time"
 )
 
-// Handler answers the requests. Its methods are called concurrently.
+// Handler answers the requests. Its methods are called concurrently. One that
+// is also an ICCHandler answers for what passes between containers, too.
 type Handler interface {
 	Status() Status
 	Links() []Link
@@ -138,6 +139,9 @@ func dockerGroup() (int, bool) {
 func routes(h Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Status()) })
+	if icc, ok := h.(ICCHandler); ok {
+		iccRoutes(mux, icc)
+	}
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Links()) })
 	return mux
 }

@@ -43,7 +43,7 @@ func judgeEngine(f Facts) []Finding {
 		add("2.4", "iptables", fmt.Sprintf("the engine changes firewall rules: %t", e.ManagesRules), !e.ManagesRules,
 			"start the engine without --iptables=false, or its own isolation of networks is not there")
 		add("2.16", "userland-proxy", fmt.Sprintf("the engine's proxy for published ports is on: %t", e.UserlandProxy), e.UserlandProxy,
-			"start the engine with --userland-proxy=false: published ports are then reached by rules alone, which --icc=deny also holds between containers")
+			"start the engine with --userland-proxy=false: with the proxy, a container reaches what others publish by way of the host, whatever its bridge denies")
 	}
 	if e.Forwarding {
 		add("", "forwarding", "the host forwards packets (net.ipv4.ip_forward)", false, "")

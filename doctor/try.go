@@ -116,7 +116,7 @@ func (t *trial) run(ctx context.Context) (found []Finding, err error) {
 	if err := ctx.Err(); err != nil {
 		return found, err
 	}
-	t.aim(pairs)
+	found = append(found, t.aim(pairs)...)
 	return found, t.fire()
 }
 
@@ -202,8 +202,12 @@ func (t *trial) tap(name string) (*frame.Tap, error) {
 	return tap, nil
 }
 
-// aim makes the shots.
-func (t *trial) aim(pairs map[int][2]*port) {
+// maxPorts is how many ports of a link are tried. A source may expose
+// thousands, and what stops one stops all.
+const maxPorts = 32
+
+// aim makes the shots. The findings are about what is not shot at.
+func (t *trial) aim(pairs map[int][2]*port) (more []Finding) {
 	f := &t.facts
 	for _, b := range f.Bridges {
 		pair, ok := pairs[b.Index]
@@ -233,9 +237,15 @@ func (t *trial) aim(pairs map[int][2]*port) {
 			if toRecipient == nil {
 				recipient = nil
 			}
+			if n := len(l.Ports); n > maxPorts {
+				more = append(more, Finding{Verdict: Note, Check: "link-port", Subject: fmt.Sprintf("link %s to %s (%s)", l.Recipient, l.Source, l.Kind),
+					Detail: fmt.Sprintf("%d of its %d ports are tried", maxPorts, n)})
+				l.Ports = l.Ports[:maxPorts]
+			}
 			t.shots = append(t.shots, linkShots(a, l, source, recipient, toSource, toRecipient)...)
 		}
 	}
+	return more
 }
 
 // target is where a container is on a bridge, and a tap on the way to it: on

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -167,10 +168,13 @@ func (w *Firewall) bring(ctx context.Context, t tool, f family, p Policy) (done 
 	var refused error
 	for range attempts {
 		found, absent, err := t.list(ctx, f)
-		if absent || err != nil {
+		want := p.rules(f)
+		if absent || len(want) == 0 && errors.Is(err, exec.ErrNotFound) {
+			return done, nil // without the programs, nobody has made a rule
+		}
+		if err != nil {
 			return done, err
 		}
-		want := p.rules(f)
 		todo := planFor(want, found)
 		if len(todo.changes) == 0 {
 			return done, nil

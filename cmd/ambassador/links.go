@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -45,16 +44,18 @@ func links(ctx context.Context, args []string, stdout, _ io.Writer) error {
 		return noAgent(err)
 	}
 	if *asJSON {
-		enc := json.NewEncoder(stdout)
-		enc.SetIndent("", "  ")
-		return enc.Encode(list)
+		return printJSON(stdout, list)
 	}
 	return printLinks(stdout, list)
 }
 
-// noAgent adds what to do when the question could not even be asked.
+// noAgent adds what to do when the question could not be asked, or was
+// refused.
 func noAgent(err error) error {
+	var refused *control.RefusedError
 	switch {
+	case errors.As(err, &refused) && refused.Hint != "":
+		return hinted{err, refused.Hint}
 	case errors.Is(err, control.ErrNoAgent):
 		return hinted{err, "start it with `ambassador serve` as root, or name its directory with --dir"}
 	case errors.Is(err, fs.ErrPermission):

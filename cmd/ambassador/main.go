@@ -23,6 +23,8 @@ that carries ambassador.link labels.
 Commands:
   serve     carry the links of one Docker Engine, in the foreground
   links     list the links, their state and what they carried
+  icc       show and change what passes between containers besides links
+  doctor    prove that nothing else passes
   version   print the version
 
 Every command takes --help.
@@ -54,8 +56,10 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return usageError{errors.New("a command is missing"), "ambassador"}
 	}
 	commands := map[string]command{
-		"serve": serve,
-		"links": links,
+		"serve":  serve,
+		"links":  links,
+		"icc":    icc,
+		"doctor": runDoctor,
 	}
 	switch name := args[0]; name {
 	case "help", "--help", "-h":

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"sync/atomic"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -15,8 +17,10 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/linkrun/linkrun/agent"
+	"github.com/linkrun/linkrun/bridge"
 	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/iptables"
 	"github.com/linkrun/linkrun/relay"
 )
 
@@ -26,11 +30,19 @@ Carries the links of one Docker Engine, in the foreground, until it is told to
 stop. Containers keep running when it stops; their links refuse connections
 until it is back, and it finds them again by their labels.
 
+It also keeps containers from reaching each other by anything but links, on the
+bridges that are closed: by firewall rules, and by isolating the ports of the
+bridge. That stands when it stops; only ` + "`ambassador icc off`" + ` removes it.
+
 Flags:
   -H, --host HOST    the engine (default DOCKER_HOST, else
                      unix:///var/run/docker.sock)
       --dir DIR      where it keeps its socket and lock
                      (default AMBASSADOR_DIR, else /run/ambassador)
+      --icc MODE     which bridges are closed (default enforce):
+                     off      none; what stands already is left alone
+                     enforce  those whose network has ICC disabled
+                     deny     all, except networks labelled ambassador.icc=allow
       --workers N    threads that move bytes (default: one per CPU, at most 4)
       --log LEVEL    debug, info, warn or error (default info)
 
@@ -43,6 +55,8 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	host := flags.StringP("host", "H", docker.HostFromEnvironment(), "")
 	dir := flags.String("dir", control.Dir(), "")
 	workers := flags.Int("workers", 0, "")
+	icc := agent.ICCEnforce
+	flags.Var(&icc, "icc", "")
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log", level, "")
 	if err := parse(flags, args, stdout, serveUsage); err != nil {
@@ -60,12 +74,12 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer engine.Close()
 
-	return serveEngine(ctx, engine, *dir, *workers, log)
+	return serveEngine(ctx, engine, *dir, *workers, icc, log)
 }
 
 // serveEngine brings the parts up in the order of their needs and down in the
 // reverse one.
-func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, log *slog.Logger) error {
+func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, mode agent.Mode, log *slog.Logger) error {
 	if _, err := relay.RaiseFileLimit(); err != nil {
 		log.Warn("the number of connections stays limited", "err", err)
 	}
@@ -79,24 +93,42 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	if err != nil {
 		return noEngine(err)
 	}
+	bridges, err := bridge.Open(log)
+	if err != nil {
+		return err
+	}
+	defer bridges.Close()
 	a := agent.New(engine, who, mover, log)
-	server, err := control.Listen(dir, newAnswers(a, engine.Host(), who), log)
+	icc := newICC(dir, bridges, log)
+	icc.Engine, icc.Who = engine, who
+	a.Settled = icc.Settled
+	server, err := control.Listen(dir, newAnswers(a, icc, engine.Host(), who), log)
 	if err != nil {
 		return noDir(err, dir)
 	}
 	defer server.Close()
 
-	log.Info("serving links", "engine", engine.Host(), "engine_version", who.Version, "dir", dir, "version", version())
+	log.Info("serving links", "engine", engine.Host(), "engine_version", who.Version, "dir", dir, "icc", mode, "version", version())
+	var notReady atomic.Int32
+	ready := func() {
+		if notReady.Add(-1) > 0 {
+			return
+		}
+		// Only now: whoever is ordered after the unit may count on the links,
+		// and on nothing else passing. Without systemd this does nothing.
+		if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
+			log.Warn("telling systemd", "err", err)
+		}
+		log.Info("ready")
+	}
+	notReady.Store(2)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(ctx) })
+	g.Go(func() error { return icc.Run(ctx, mode, ready) })
 	g.Go(func() error {
 		return a.Run(ctx, func() {
-			// Only now: whoever is ordered after the unit may count on the links.
-			// Without systemd this does nothing.
-			if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
-				log.Warn("telling systemd", "err", err)
-			}
 			log.Info("every link found is carried")
+			ready()
 		})
 	})
 	err = g.Wait()
@@ -105,14 +137,26 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	return err
 }
 
+// newICC is the parts of what closes bridges, without an engine.
+func newICC(dir string, bridges *bridge.Host, log *slog.Logger) *agent.ICC {
+	return &agent.ICC{
+		Rules: new(iptables.Firewall),
+		Ports: bridges,
+		// Permissions are to outlive the service; dir does not outlive a stop.
+		Dir: cmp.Or(os.Getenv("STATE_DIRECTORY"), dir),
+		Log: log,
+	}
+}
+
 // answers is what the control socket tells.
 type answers struct {
 	*agent.Agent
+	control.ICCHandler
 	status control.Status
 }
 
-func newAnswers(a *agent.Agent, host string, who docker.Engine) answers {
-	return answers{a, control.Status{
+func newAnswers(a *agent.Agent, icc control.ICCHandler, host string, who docker.Engine) answers {
+	return answers{a, icc, control.Status{
 		Version:  version(),
 		PID:      os.Getpid(),
 		Engine:   host,
