@@ -19,7 +19,7 @@ import (
 // They go through RawSyscall: none of them can block, so telling the Go
 // scheduler about each would only cost time. The price is that a stop of the
 // world waits for the one in flight, which is why a splice is bounded in
-// size (see spliceChunk).
+// size (see pipeSize).
 type calls struct {
 	recv   func(fd int32, p []byte) (int, syscall.Errno)
 	send   func(fd int32, p []byte) (int, syscall.Errno)

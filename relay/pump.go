@@ -137,7 +137,7 @@ func (w *worker) splice(from *end) (size int) {
 			return copySize
 		}
 	}
-	n, errno := w.calls.splice(from.fd, from.pipe.w, spliceChunk)
+	n, errno := w.calls.splice(from.fd, from.pipe.w, pipeSize)
 	switch {
 	case errno == unix.EINTR:
 		return 0
