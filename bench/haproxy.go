@@ -74,7 +74,7 @@ defaults
 	timeout connect 5s
 	timeout client 1h
 	timeout server 1h
-`, min(20_000, (h.stage.fileLimit-1_400)/2), h.stage.path("haproxy.sock"))
+`, min(20_000, (h.stage.fileLimit-1_400-2*more)/2), h.stage.path("haproxy.sock"))
 	link := func(name string, at netip.AddrPort, svc service) {
 		fmt.Fprintf(&b, "listen %s\n\tbind %v namespace recipient\n\tserver source 127.0.0.1:%d namespace %s\n", name, at, svc.port, svc.name)
 	}
@@ -103,7 +103,7 @@ func (h *haproxy) launch(ctx context.Context, name, config string) (*daemon, err
 	for name, c := range names {
 		fmt.Fprintf(&script, "ln -s %s /run/netns/%s; ", c.netns(), name)
 	}
-	fmt.Fprintf(&script, "exec haproxy -q -f %s", file)
+	fmt.Fprintf(&script, "exec haproxy -f %s", file)
 	os.Remove(socket)
 	d, err := h.stage.start(name, h.stage.engine.Command(context.Background(), "unshare", "--mount", "sh", "-c", script.String()))
 	if err != nil {

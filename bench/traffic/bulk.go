@@ -19,24 +19,12 @@ type stream struct {
 // send writes as fast as it goes, and has the servers' side say what arrived
 // when: bytes that only fill a buffer have not been carried.
 func send(p Plan) (Result, error) {
-	return bulk(p, request{want: wantSink, warmup: p.Warmup}, unix.EPOLLOUT, func(t *bulkClient, s *stream) error {
-		now := time.Now()
-		if t.clock.over(now) {
-			if err := unix.Shutdown(s.fd, unix.SHUT_WR); err != nil {
-				return err
-			}
-			return t.poll.change(s.fd, unix.EPOLLIN)
-		}
-		if _, err := unix.Write(s.fd, t.block[:]); err != nil && !again(err) {
-			return err
-		}
-		return nil
-	})
+	return bulk(p, request{want: wantSink, warmup: p.Warmup}, unix.EPOLLOUT)
 }
 
 // receive reads until the server has written for as long as it was told.
 func receive(p Plan) (Result, error) {
-	return bulk(p, request{want: wantBulk, warmup: p.Warmup, duration: p.Duration}, unix.EPOLLIN, nil)
+	return bulk(p, request{want: wantBulk, warmup: p.Warmup, duration: p.Duration}, unix.EPOLLIN)
 }
 
 // bulkClient is the state of a client that moves bulk.
@@ -48,9 +36,8 @@ type bulkClient struct {
 	block   [blockSize]byte
 }
 
-// bulk connects, asks for what the plan needs, and serves the connections by
-// write, where they are ready to be written to, and by reading otherwise.
-func bulk(p Plan, ask request, events uint32, write func(*bulkClient, *stream) error) (Result, error) {
+// bulk connects, asks for what the plan needs, and serves the connections.
+func bulk(p Plan, ask request, events uint32) (Result, error) {
 	poll, err := newPoll()
 	if err != nil {
 		return Result{}, err
@@ -83,12 +70,7 @@ func bulk(p Plan, ask request, events uint32, write func(*bulkClient, *stream) e
 		}
 		for _, ev := range ready {
 			s := t.streams[ev.Fd]
-			if ev.Events&unix.EPOLLOUT != 0 && write != nil {
-				err = write(t, s)
-			} else {
-				err = t.read(s)
-			}
-			if err != nil {
+			if err := t.move(s, ev.Events&unix.EPOLLOUT != 0); err != nil {
 				return Result{}, fmt.Errorf("moving bulk with %v: %w", p.Server, err)
 			}
 			if s.done {
@@ -106,14 +88,41 @@ func (t *bulkClient) close() {
 	t.poll.close()
 }
 
-// read reads one block: of bulk, or of the account of what was sent.
-func (t *bulkClient) read(s *stream) error {
-	n, err := unix.Read(s.fd, t.block[:])
-	if err != nil {
-		if again(err) {
+// move writes or reads as long as it goes, but not so long that others wait.
+func (t *bulkClient) move(s *stream, write bool) error {
+	for range blocksAtATime {
+		n, err := 0, error(nil)
+		if write {
+			n, err = t.write(s)
+		} else {
+			n, err = t.read(s)
+		}
+		if err != nil && !again(err) {
+			return err
+		}
+		if n < blockSize {
 			return nil
 		}
-		return err
+	}
+	return nil
+}
+
+// write writes one block, and ends the stream when the time is over.
+func (t *bulkClient) write(s *stream) (int, error) {
+	if !t.clock.over(time.Now()) {
+		return unix.Write(s.fd, t.block[:])
+	}
+	if err := unix.Shutdown(s.fd, unix.SHUT_WR); err != nil {
+		return 0, err
+	}
+	return 0, t.poll.change(s.fd, unix.EPOLLIN)
+}
+
+// read reads one block: of bulk, or of the account of what was sent.
+func (t *bulkClient) read(s *stream) (int, error) {
+	n, err := unix.Read(s.fd, t.block[:])
+	if err != nil {
+		return 0, err
 	}
 	now := time.Now()
 	if n == 0 {
@@ -121,11 +130,11 @@ func (t *bulkClient) read(s *stream) error {
 		if t.plan.Kind == Receive {
 			s.account.end(now, t.clock.start, s.warmed)
 		}
-		return unix.EpollCtl(t.poll.fd, unix.EPOLL_CTL_DEL, s.fd, nil)
+		return 0, unix.EpollCtl(t.poll.fd, unix.EPOLL_CTL_DEL, s.fd, nil)
 	}
 	if t.plan.Kind == Send {
 		s.told = append(s.told, t.block[:n]...)
-		return nil
+		return n, nil
 	}
 	s.account.total += uint64(n)
 	if !s.warmed.IsZero() {
@@ -133,7 +142,7 @@ func (t *bulkClient) read(s *stream) error {
 	} else if t.clock.measured(now) {
 		s.warmed = now
 	}
-	return nil
+	return n, nil
 }
 
 // result adds the rates up: the streams run side by side.

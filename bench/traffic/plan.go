@@ -63,6 +63,10 @@ const RequestSize = 64
 // blockSize is what bulk is read and written by. iperf3 uses the same.
 const blockSize = 128 << 10
 
+// blocksAtATime is how many blocks in a row a connection moves before the
+// others have their turn.
+const blocksAtATime = 8
+
 // request is how every connection begins, and what each request on it is:
 // the kind of reply in the first byte, then its arguments.
 type request struct {

@@ -205,10 +205,8 @@ func (t *streams) serve(c *serverConn) bool {
 	switch {
 	case len(c.unsent) > 0:
 		return t.send(c)
-	case c.request.want == wantSink:
-		return t.sink(c)
-	case c.request.want == wantBulk:
-		return t.bulk(c)
+	case c.request.want == wantSink || c.request.want == wantBulk:
+		return t.move(c)
 	}
 	n, err := unix.Read(c.fd, c.buf[c.got:])
 	if err != nil {
@@ -261,17 +259,33 @@ func (t *streams) waitForRoom(c *serverConn, room bool) bool {
 	return t.poll.change(c.fd, unix.EPOLLIN) == nil
 }
 
-// sink reads bulk, and at its end sends the account of it.
-func (t *streams) sink(c *serverConn) bool {
+// move moves bulk as long as it goes, but not so long that others wait.
+func (t *streams) move(c *serverConn) bool {
+	for range blocksAtATime {
+		n, alive := 0, false
+		if c.request.want == wantSink {
+			n, alive = t.sink(c)
+		} else {
+			n, alive = t.fill(c)
+		}
+		if !alive || n < blockSize {
+			return alive
+		}
+	}
+	return true
+}
+
+// sink reads one block, and at the end of the stream sends the account of it.
+func (t *streams) sink(c *serverConn) (n int, alive bool) {
 	n, err := unix.Read(c.fd, t.block[:])
 	if err != nil {
-		return again(err)
+		return 0, again(err)
 	}
 	now := time.Now()
 	if n == 0 {
 		c.account.end(now, c.since, c.warmed)
 		c.unsent = c.account.append(nil)
-		return t.send(c)
+		return 0, t.send(c)
 	}
 	c.account.total += uint64(n)
 	switch {
@@ -282,14 +296,14 @@ func (t *streams) sink(c *serverConn) bool {
 	case now.Sub(c.since) >= c.request.warmup:
 		c.warmed = now
 	}
-	return true
+	return n, true
 }
 
-// bulk writes one block, until the time is over.
-func (t *streams) bulk(c *serverConn) bool {
+// fill writes one block, until the time is over.
+func (t *streams) fill(c *serverConn) (n int, alive bool) {
 	if time.Since(c.since) > c.request.warmup+c.request.duration {
-		return false
+		return 0, false
 	}
-	_, err := unix.Write(c.fd, t.block[:])
-	return err == nil || again(err)
+	n, err := unix.Write(c.fd, t.block[:])
+	return n, err == nil || again(err)
 }
