@@ -120,8 +120,8 @@ use_ambassador() {
 	fi
 	export AMBASSADOR_DIR=$work/ambassador
 	tell 'The ambassador carries the links:'
-	prompt 'ambassador serve &'
-	background ambassador "${in_engine[@]}" ambassador serve --dir "$AMBASSADOR_DIR" --host "${DOCKER_HOST:-unix:///var/run/docker.sock}"
+	prompt 'ambassador serve --icc off &' # off: what it enforces would outlive the demo
+	background ambassador "${in_engine[@]}" ambassador serve --icc off --dir "$AMBASSADOR_DIR" --host "${DOCKER_HOST:-unix:///var/run/docker.sock}"
 	wait_for 'the ambassador to answer' ambassador links
 }
 
