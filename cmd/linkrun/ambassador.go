@@ -114,7 +114,7 @@ func (a *ambassador) start() (ended <-chan struct{}, err error) {
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return nil, fail("", "starting an ambassador: %w", err)
+		return nil, fail("start it: "+a.serveCommand(), "starting an ambassador: %w", err)
 	}
 	gone := make(chan struct{})
 	go func() { // ends with the process, or when linkrun becomes docker

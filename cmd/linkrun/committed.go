@@ -28,17 +28,17 @@ func uncommit(ctx context.Context, d *dockerCLI, ref string, img docker.Image) (
 	p := unwrap(program{img.Entrypoint, img.Cmd})
 	img.Entrypoint, img.Cmd = p.entrypoint, p.args
 
-	const doing = "asking docker for the labels of a committed image"
+	const hint = "see `docker image inspect` of the image, and build it anew"
 	out, err := d.command(ctx, "image", "inspect", "--format", "{{json .Config.Labels}}", "--", ref).Output()
 	if err != nil {
-		return img, c, d.failed(err, doing)
+		return img, c, failed(err, hint, "asking docker for the labels of image "+ref)
 	}
 	if err := json.Unmarshal(out, &c.labels); err != nil {
-		return img, c, fail("", doing+": %w", err)
+		return img, c, fail(hint, "reading the labels of image %q: %w", ref, err)
 	}
 	former, err := link.ParseLabels(c.labels)
 	if err != nil {
-		return img, c, fail("build the image anew", "reading the labels of image %q: %w", ref, err)
+		return img, c, fail(hint, "reading the labels of image %q: %w", ref, err)
 	}
 	prefixes := former.Prefixes()
 	img.Env = slices.DeleteFunc(slices.Clone(img.Env), func(v string) bool {

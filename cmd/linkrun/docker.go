@@ -50,7 +50,7 @@ func (d *dockerCLI) become(args, env []string) error {
 		return fail("leave variables out with --link-env ports or --link-env none",
 			"the flags and variables for docker take %d bytes, more than the kernel passes to a program", size(argv)+size(env))
 	}
-	return fail("", "executing %q: %w", d.path, err)
+	return fail("see that it is a program for this machine", "executing %q: %w", d.path, err)
 }
 
 func (d *dockerCLI) execute(argv, env []string) error {
@@ -71,12 +71,12 @@ func size(words []string) (n int) {
 
 // failed explains the error of a docker command that ran under linkrun, by
 // the first line docker wrote if its output was not shown.
-func (d *dockerCLI) failed(err error, doing string) error {
+func failed(err error, hint, doing string) error {
 	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && len(exit.Stderr) > 0 {
 		first, _, _ := bytes.Cut(bytes.TrimSpace(exit.Stderr), []byte("\n"))
-		return fail("", "%s: %s", doing, first)
+		return fail(hint, "%s: %s", doing, first)
 	}
-	return fail("", "%s: %w", doing, err)
+	return fail(hint, "%s: %w", doing, err)
 }
 
 // unsetenv returns env without the variables of these names. What follows a

@@ -40,7 +40,7 @@ func (d *dockerCLI) endpoint(ctx context.Context, g globalFlags) (string, error)
 	}
 	out, err := d.command(ctx, "context", "inspect", "--format", "{{.Endpoints.docker.Host}}", "--", name).Output()
 	if err != nil {
-		return "", d.failed(err, "asking docker for its context "+name)
+		return "", failed(err, "`docker context ls` lists the contexts", "asking docker for its context "+name)
 	}
 	return localHost(strings.TrimSpace(string(out)))
 }

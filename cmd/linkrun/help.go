@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"errors"
 	"regexp"
 	"strings"
 	"time"
@@ -12,15 +11,19 @@ import (
 // askDocker learns the flags of the installed `docker run` from its help: a
 // flag that takes a value has the value's type printed behind its name.
 func (d *dockerCLI) askDocker(ctx context.Context) ([]flag, error) {
+	const (
+		doing = "asking `docker run --help` for its flags"
+		hint  = "see that `docker run --help` works"
+	)
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	out, err := d.command(ctx, "run", "--help").Output()
 	if err != nil {
-		return nil, d.failed(err, "asking `docker run --help` for its flags")
+		return nil, failed(err, hint, doing)
 	}
 	flags := flagsFromHelp(string(out))
 	if len(flags) == 0 {
-		return nil, fail("", "asking `docker run --help` for its flags: %w", errors.New("it lists none"))
+		return nil, fail(hint, doing+": it lists none")
 	}
 	return flags, nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"os/exec"
 	"slices"
 	"strconv"
 
@@ -47,7 +46,7 @@ func findImage(ctx context.Context, engine images, d *dockerCLI, inv *invocation
 		case err == nil:
 			return img, nil
 		case !errors.Is(err, docker.ErrNotFound):
-			return img, fail("", "%w", err)
+			return img, fail(engineHint, "%w", err)
 		case policy == pullNever:
 			return img, fail("pull it first, or leave --pull=never out", "No such image: %s", familiar(inv.image))
 		}
@@ -60,7 +59,7 @@ func findImage(ctx context.Context, engine images, d *dockerCLI, inv *invocation
 	}
 	img, err := engine.Image(ctx, inv.image)
 	if err != nil {
-		return img, fail("", "after pulling: %w", err)
+		return img, fail("pull it by hand: docker pull "+familiar(inv.image), "after pulling: %w", err)
 	}
 	return img, nil
 }
@@ -80,12 +79,8 @@ func pull(ctx context.Context, d *dockerCLI, inv *invocation, stderr io.Writer) 
 	if inv.quiet() {
 		cmd.Stdout = nil
 	}
-	err := cmd.Run()
-	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+	if err := cmd.Run(); err != nil {
 		return fail("what docker wrote above says why", "pulling image %q: %w", inv.image, err)
-	}
-	if err != nil {
-		return fail("", "pulling image %q: %w", inv.image, err)
 	}
 	return nil
 }

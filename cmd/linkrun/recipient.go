@@ -201,6 +201,8 @@ func addLabelled(inv *invocation, labels map[string]string) ([]link.Spec, link.M
 	return specs, mode, nil
 }
 
+const engineHint = "see `docker info`, and the log of the engine"
+
 func noEngine(err error) error {
 	switch {
 	case errors.Is(err, fs.ErrPermission):
@@ -208,5 +210,5 @@ func noEngine(err error) error {
 	case errors.Is(err, docker.ErrUnavailable):
 		return fail("start the engine, or name it with DOCKER_HOST or DOCKER_CONTEXT", "%w", err)
 	}
-	return fail("", "%w", err)
+	return fail(engineHint, "%w", err)
 }

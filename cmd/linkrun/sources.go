@@ -54,7 +54,7 @@ func resolve(ctx context.Context, engine containers, recipient string, specs []l
 		}
 		switch added, err := l.set.Add(link.Link{Alias: alias, Source: src.Name, ID: src.ID}); {
 		case err != nil:
-			return nil, fail("", "%w", err)
+			return nil, fail("link fewer containers", "%w", err)
 		case added:
 			l.sources[alias] = src
 		case l.sources[alias].ID != src.ID:
@@ -85,7 +85,7 @@ func findSource(ctx context.Context, engine containers, name string) (docker.Con
 			return src, fail("`docker ps` lists the containers that can be linked to",
 				"could not get container for %s: No such container: %s", name, ref)
 		case err != nil:
-			return src, fail("", "could not get container for %s: %w", name, err)
+			return src, fail("name the container in full; "+engineHint, "could not get container for %s: %w", name, innermost(err))
 		case src.NetworkMode == "host":
 			return src, fail(fmt.Sprintf("give %s a network of its own", src.Name), "%w", errHostNetwork)
 		}
@@ -95,7 +95,19 @@ func findSource(ctx context.Context, engine containers, name string) (docker.Con
 		}
 		ref = joined
 	}
-	return docker.Container{}, fail("", "could not get container for %s: its network is that of a container, and so on", name)
+	return docker.Container{}, fail("name a container with a network of its own", "could not get container for %s: its network is that of a container, and so on", name)
+}
+
+// innermost is what the engine said, without who asked for what: that part of
+// the message is Docker's.
+func innermost(err error) error {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil {
+			return err
+		}
+		err = inner
+	}
 }
 
 // checkNetworks refuses, in Docker's words, the networks on which a recipient
