@@ -1,0 +1,273 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/tls"
+	"net"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// joined has a host join over a pipe, and returns what each side says.
+func joined(t testing.TB, a *Authority, token Token) (c *Credential, host string, clientErr, serverErr error) {
+	t.Helper()
+	x, y := net.Pipe()
+	x.SetDeadline(time.Now().Add(patience))
+	y.SetDeadline(time.Now().Add(patience))
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		conn := tls.Server(y, a.JoinServerTLS())
+		if serverErr = conn.Handshake(); serverErr == nil {
+			host, serverErr = a.ServeJoin(conn, "10.0.0.7:41000")
+		}
+		y.Close()
+	})
+	conn := tls.Client(x, JoinClientTLS(token))
+	if clientErr = conn.Handshake(); clientErr == nil {
+		c, clientErr = Join(conn, token)
+	}
+	x.Close()
+	wg.Wait()
+	return c, host, clientErr, serverErr
+}
+
+func TestJoin(t *testing.T) {
+	a := authority(t)
+	token, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As it is typed.
+	token, err = ParseToken(" " + token.Encode() + "\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, host, clientErr, serverErr := joined(t, a, token)
+	if clientErr != nil || serverErr != nil || host != "hostb" || c.ID != (ID{"example.org", "hostb"}) {
+		t.Fatalf("joined as %v, %q, %v, %v", c, host, clientErr, serverErr)
+	}
+	hosta, hostb := member(t, a, "hosta"), stored(t, c)
+	if cerr, serr := handshake(hosta.ClientTLS(protocol, "hostb"), hostb.ServerTLS(protocol)); cerr != nil || serr != nil {
+		t.Errorf("it is not welcome: %v, %v", cerr, serr)
+	}
+
+	c, _, clientErr, serverErr = joined(t, a, token)
+	if c != nil {
+		t.Error("a token was good for two")
+	}
+	wantLine(t, "the host", clientErr, "the authority says: \"token "+token.Number()+" was used at ")
+	wantLine(t, "the host", clientErr, " by 10.0.0.7:41000")
+	wantLine(t, "the authority", serverErr, "joining: token "+token.Number()+" was used at ")
+}
+
+func TestTokensThatAreNoGood(t *testing.T) {
+	a := authority(t)
+	good, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	expired, err := a.NewToken("hostb", -time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guessed := good
+	guessed.secret[3] ^= 1
+	unknown := good
+	unknown.number[3] ^= 1
+	for name, c := range map[string]struct {
+		token Token
+		want  string
+	}{
+		"expired": {expired, "token " + expired.Number() + " has expired at "},
+		"guessed": {guessed, "comes without proof of its secret"},
+		"unknown": {unknown, "is not known"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, _, clientErr, serverErr := joined(t, a, c.token)
+			if got != nil {
+				t.Error("it was let in")
+			}
+			wantLine(t, "the host", clientErr, strings.ReplaceAll(c.want, `"`, `\"`))
+			wantLine(t, "the authority", serverErr, c.want)
+		})
+	}
+	// A bad guess does not spend the token.
+	if _, _, clientErr, _ := joined(t, a, good); clientErr != nil {
+		t.Errorf("the good one gives %v", clientErr)
+	}
+}
+
+func TestJoinWithAnotherAuthority(t *testing.T) {
+	a := authority(t)
+	impostor, err := InitAuthority(filepath.Join(t.TempDir(), "impostor"), "example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, _, clientErr, serverErr := joined(t, impostor, token)
+	wantLine(t, "the host", clientErr, "it does not have the root that the token names")
+	wantLine(t, "the impostor", serverErr, "bad certificate")
+}
+
+// Whoever relays the proof of a host to the authority over a connection of its
+// own gets nothing for it.
+func TestProofIsBoundToTheConnection(t *testing.T) {
+	a := authority(t)
+	token, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, csr, err := newRequest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	overheard := joinRequest{Token: token.Number(), Proof: token.proof(make([]byte, 32), csr), CSR: csr}
+	x, y := net.Pipe()
+	var wg sync.WaitGroup
+	var serverErr error
+	wg.Go(func() {
+		conn := tls.Server(y, a.JoinServerTLS())
+		if serverErr = conn.Handshake(); serverErr == nil {
+			_, serverErr = a.ServeJoin(conn, "mallory")
+		}
+		y.Close()
+	})
+	conn := tls.Client(x, JoinClientTLS(token))
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	_, err = exchange(conn, overheard)
+	x.Close()
+	wg.Wait()
+	wantLine(t, "the authority", serverErr, "comes without proof of its secret")
+	wantLine(t, "the relay", err, "comes without proof of its secret")
+}
+
+func TestATokenIsGoodForOneOfMany(t *testing.T) {
+	a := authority(t)
+	token, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	var in atomic.Int32
+	for range 10 {
+		wg.Go(func() {
+			// As from processes of their own.
+			other, err := OpenAuthority(a.dir)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if _, _, err, _ := joined(t, other, token); err == nil {
+				in.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if got := in.Load(); got != 1 {
+		t.Errorf("%d hosts joined with one token", got)
+	}
+}
+
+func TestTokensAreForgotten(t *testing.T) {
+	a := authority(t)
+	now := time.Now()
+	a.clock = func() time.Time { return now }
+	for range 5 {
+		if _, err := a.NewToken("hostb", time.Minute); err != nil {
+			t.Fatal(err)
+		}
+	}
+	now = now.Add(forgetAfter + time.Hour)
+	if _, err := a.NewToken("hostb", time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	a.withTokens(func(tokens map[string]*issuedToken) error {
+		if len(tokens) != 1 {
+			t.Errorf("%d tokens are remembered, want 1", len(tokens))
+		}
+		return nil
+	})
+}
+
+func TestRenew(t *testing.T) {
+	a := authority(t)
+	c, err := a.First("hosta")
+	if err != nil {
+		t.Fatal(err)
+	}
+	renewed := func(as string) (*Credential, error) {
+		x, y := net.Pipe()
+		defer x.Close()
+		defer y.Close()
+		go a.ServeRenew(y, as)
+		return c.Renew(x)
+	}
+	next, err := renewed("hosta")
+	if err != nil || next.ID != c.ID || bytes.Equal(next.Certificate.Certificate[0], c.Certificate.Certificate[0]) {
+		t.Errorf("renewing gives %v, %v", next, err)
+	}
+	if _, err := renewed("hostb"); err == nil || !strings.Contains(err.Error(), "the new one is of spiffe://example.org/host/hostb") {
+		t.Errorf("renewing as another gives %v", err)
+	}
+}
+
+func TestMessagesAreBounded(t *testing.T) {
+	for in, want := range map[string]string{
+		"\x00\x01\x00\x01":   "reading a message: 65537 bytes are too many",
+		"\x00\x00\x00\x05{}": "reading a message: unexpected EOF",
+		"\x00\x00\x00\x02[]": "reading a message: json:",
+		"":                   "reading a message: EOF",
+	} {
+		var r joinRequest
+		if err := receive(strings.NewReader(in), &r); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("receiving %q gives %v, want %q", in, err, want)
+		}
+	}
+}
+
+func FuzzParseToken(f *testing.F) {
+	var t0 Token
+	t0.Expires = time.Unix(1<<31, 0)
+	f.Add(t0.Encode())
+	f.Add(tokenPrefix)
+	f.Add("ambassador1.AAAA")
+	f.Fuzz(func(t *testing.T, s string) {
+		token, err := ParseToken(s)
+		if err != nil {
+			if body, ok := strings.CutPrefix(s, tokenPrefix); ok && len(body) > 8 && strings.Contains(err.Error(), body) {
+				t.Fatal("the error repeats the token")
+			}
+			return
+		}
+		if again, err := ParseToken(token.Encode()); err != nil || again != token || token.Encode() != strings.TrimSpace(s) {
+			t.Fatalf("%q became %q", s, token.Encode())
+		}
+	})
+}
+
+func FuzzReceive(f *testing.F) {
+	var b bytes.Buffer
+	send(&b, joinRequest{Token: "0102030405060708", Proof: []byte{1}, CSR: []byte{2}})
+	f.Add(b.Bytes())
+	f.Add([]byte("\x00\x00\x00\x02{}"))
+	f.Fuzz(func(t *testing.T, in []byte) {
+		var r joinRequest
+		if err := receive(bytes.NewReader(in), &r); err == nil {
+			keyOf(r.CSR)
+		}
+		var a joinAnswer
+		if err := receive(bytes.NewReader(in), &a); err == nil {
+			key, _ := newKey()
+			newCredential(a.Chain, a.Roots, key)
+		}
+	})
+}
