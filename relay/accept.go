@@ -3,6 +3,7 @@ package relay
 import (
 	"net/netip"
 	"sync"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -78,17 +79,29 @@ func (w *worker) accept(s *listening) {
 			w.place(fd, s.listener.route)
 		case errno == unix.EAGAIN:
 			return
-		case retryable(errno):
-			w.pause(s)
-			return
+		case aboutOne(errno):
 		case errno == unix.EBADF || errno == unix.EINVAL || errno == unix.ENOTSOCK:
 			w.engine.log().Error("listener is no more", "error", errno)
 			w.stopListening(s.listener)
 			return
+		default:
+			// For want of descriptors or memory, most likely: others give
+			// them back.
+			w.pause(s)
+			return
 		}
-		// Anything else is about one connection that is gone already
-		// (ECONNABORTED, or an error of its network: see accept(2)).
 	}
+}
+
+// aboutOne says whether an accept failed because of the connection it took,
+// which is gone with that. See accept(2), "Error handling".
+func aboutOne(errno syscall.Errno) bool {
+	switch errno {
+	case unix.EINTR, unix.ECONNABORTED, unix.EPERM, unix.EPROTO, unix.ENOPROTOOPT, unix.EOPNOTSUPP,
+		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH, unix.ENONET:
+		return true
+	}
+	return false
 }
 
 // pause takes the listener out of the epoll set for a while: it stays

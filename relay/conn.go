@@ -1,11 +1,6 @@
 package relay
 
-import (
-	"net/netip"
-	"syscall"
-
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // The two ends of a connection. An end also names the direction of the bytes
 // read from it.
@@ -136,114 +131,6 @@ func (s *slab) each(fn func(*conn)) {
 	}
 }
 
-// begin takes over an accepted connection: finds its link and starts to
-// connect to the source.
-func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
-	local, errno := localAddr(fd)
-	var l *Link
-	if errno == 0 {
-		l = route(local)
-	}
-	if l == nil {
-		w.engine.unrouted.Add(1)
-		w.refuse(fd)
-		return
-	}
-	l.use(w.engine)
-	if !l.admit() {
-		w.refuse(fd)
-		return
-	}
-	source, to, err := l.Source.Socket(local.Port())
-	if err != nil {
-		l.leave(noSocket)
-		w.refuse(fd)
-		return
-	}
-	c := w.open(fd, int32(source), l)
-	c.state = connecting
-	setOptions(int32(source))
-	switch errno := startConnect(int32(source), to); errno {
-	case 0, unix.EINPROGRESS, unix.EINTR:
-	default:
-		w.abort(c, connectCause(errno))
-		return
-	}
-	if !w.shortcut(c) {
-		return
-	}
-	if !w.watch(c, fromSource) || !w.watch(c, fromRecipient) {
-		w.abort(c, noSocket)
-		return
-	}
-	w.schedule(c)
-}
-
-// shortcut tries to pass the recipient's first bytes on at once. Between two
-// sockets of one host the whole handshake takes place within connect, which
-// says all the same that it is in progress, and many clients have sent their
-// request by then. It saves the first event of both sockets. It is false when
-// the connection is gone.
-func (w *worker) shortcut(c *conn) bool {
-	recipient, source := &c.ends[fromRecipient], &c.ends[fromSource]
-	buf := w.spare[:]
-	n, errno := w.calls.recv(recipient.fd, buf)
-	switch {
-	case errno == unix.EAGAIN || errno == unix.EINTR:
-		n = 0
-	case errno != 0:
-		w.abort(c, abandoned)
-		return false
-	case n == 0:
-		recipient.flags = ended
-	case n == len(buf):
-		recipient.flags = bulk
-	}
-	m := 0
-	if n > 0 {
-		m, errno = w.calls.send(source.fd, buf[:n])
-		switch {
-		case errno == 0:
-			w.copiedBytes += uint64(m)
-			recipient.moved = uint64(m)
-			w.count(c.link, fromRecipient, uint64(m))
-		case errno == unix.EAGAIN || errno == unix.EINTR:
-			m = 0
-		default:
-			w.abort(c, connectCause(errno))
-			return false
-		}
-		w.hold(recipient, buf[m:n])
-	}
-	if m > 0 {
-		c.state = established
-		recipient.flags |= writable
-		source.flags = writable
-	}
-	if m == 0 || m < n {
-		// Until the source has answered, the recipient is only watched for a
-		// reset; what more it sends waits in its socket.
-		source.flags = wantOut
-	}
-	return true
-}
-
-// join takes over two connected sockets.
-func (w *worker) join(a, b int32, l *Link) {
-	c := w.open(a, b, l)
-	c.state, c.shared = established, true
-	for i := range c.ends {
-		setInt(c.ends[i].fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
-		// A unix socket's read stops between messages of different senders.
-		c.ends[i].flags = writable | unsure
-		if !w.watch(c, i) {
-			w.abort(c, noSocket)
-			return
-		}
-	}
-	w.schedule(c)
-}
-
 func (w *worker) open(recipient, source int32, l *Link) *conn {
 	c := w.slab.take()
 	c.ends[fromRecipient].fd, c.ends[fromSource].fd = recipient, source
@@ -307,32 +194,6 @@ func (w *worker) event(c *conn, i int, events uint32) {
 	w.enqueue(c)
 }
 
-// connected turns an event of a connecting connection into its next state.
-// It is false when there is nothing to move.
-func (w *worker) connected(c *conn, i int, events uint32) bool {
-	if i == fromRecipient {
-		// A recipient that has only sent its FIN may well wait for an
-		// answer. One that has reset has gone.
-		if events&unix.EPOLLERR != 0 {
-			w.abort(c, abandoned)
-		}
-		return false
-	}
-	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
-		errno, _ := getInt(c.ends[fromSource].fd, unix.SOL_SOCKET, unix.SO_ERROR)
-		if errno != 0 || events&unix.EPOLLOUT == 0 {
-			w.abort(c, connectCause(syscall.Errno(errno)))
-			return false
-		}
-	}
-	if events&unix.EPOLLOUT == 0 {
-		return false
-	}
-	c.state = established
-	c.ends[fromRecipient].flags |= writable
-	return true
-}
-
 // finish closes a connection of which both directions have ended. Everything
 // read has been written, and nothing is left to read, so the close sends a
 // FIN where none was sent yet, and never a RST.
@@ -392,88 +253,4 @@ func (w *worker) letGo(e *end) {
 		e.spill = nil
 	}
 	e.held = 0
-}
-
-// schedule files c under its next deadline, if it has one.
-func (w *worker) schedule(c *conn) {
-	due, _, any := w.deadline(c)
-	if !any {
-		return
-	}
-	if c.filed {
-		if int32(c.due-due) <= 0 {
-			return // looked at before that anyway
-		}
-		w.wheel.remove(&w.slab, c)
-	}
-	w.wheel.add(&w.slab, c, due)
-}
-
-// settleAfter is the age at which a connection is taken for one that stays.
-// Most are gone by then and save the calls.
-const settleAfter = 30 // ticks, 0.5 s
-
-// deadline is the earliest tick at which c ends, and why, if nothing happens.
-// The cause is finished for what does not end it.
-func (w *worker) deadline(c *conn) (due uint32, why cause, any bool) {
-	earlier := func(since, limit uint32, reason cause) {
-		if limit == 0 {
-			return
-		}
-		if at := since + limit; !any || int32(at-due) < 0 {
-			due, why, any = at, reason, true
-		}
-	}
-	lim := &c.link.live.limits
-	switch {
-	case c.flow != nil && !c.flow.answered:
-		earlier(c.active, min(lim.flow, unansweredTimeout), idledOut)
-	case c.flow != nil:
-		earlier(c.active, lim.flow, idledOut)
-	case c.state == connecting:
-		earlier(c.born, lim.connect, timedOut)
-	default:
-		earlier(c.active, lim.idle, idledOut)
-		if c.ends[0].is(ended) || c.ends[1].is(ended) {
-			earlier(c.active, lim.close, lingered)
-		}
-	}
-	earlier(c.born, lim.lifetime, outlived)
-	if !c.settled {
-		earlier(c.born, settleAfter, finished)
-	}
-	return due, why, any
-}
-
-// expire looks at a connection whose filed deadline has come.
-func (w *worker) expire(c *conn) {
-	due, why, any := w.deadline(c)
-	if any && int32(due-w.now) <= 0 {
-		if why != finished {
-			w.abort(c, why)
-			return
-		}
-		w.settle(c)
-	}
-	w.schedule(c)
-}
-
-// settle is for connections that stay. Keepalive notices ends that vanished
-// without a word, and after a FIN those that have closed completely: once the
-// kernel has forgotten their socket it answers a probe with a reset.
-func (w *worker) settle(c *conn) {
-	if c.settled {
-		return
-	}
-	c.settled = true
-	for i := range c.ends {
-		fd := c.ends[i].fd
-		setInt(fd, unix.SOL_SOCKET, unix.SO_KEEPALIVE, 1)
-		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60)
-		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
-		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4)
-	}
-	if !c.shared {
-		setReno(c.ends[fromSource].fd)
-	}
 }

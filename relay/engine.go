@@ -1,6 +1,3 @@
-// Package relay moves bytes, and datagrams, between two sockets: half-close,
-// reset, limits and counters, by splice where it pays. It makes no socket and
-// enters no namespace, knows no Docker, and needs no privilege.
 package relay
 
 import (
@@ -16,8 +13,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrClosed says that the engine is not started, or has been closed.
-var ErrClosed = errors.New("relay engine is closed")
+var (
+	// ErrClosed says that the engine is not started, or has been closed.
+	ErrClosed = errors.New("relay engine is closed")
+	// ErrLimit says that a link has its MaxConns open.
+	ErrLimit = errors.New("the link has its limit of connections open")
+
+	errForeign = errors.New("the link belongs to another engine")
+)
 
 // Engine is a few threads, each an event loop, that carry any number of
 // connections. The zero value is ready to Start.
@@ -168,7 +171,9 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 	if !running {
 		return fmt.Errorf("pairing two connections: %w", ErrClosed)
 	}
-	l.use(e)
+	if !l.use(e) {
+		return fmt.Errorf("pairing two connections: %w", errForeign)
+	}
 	if !l.admit() {
 		return fmt.Errorf("pairing two connections: %w", ErrLimit)
 	}
@@ -184,9 +189,6 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 	}
 	return nil
 }
-
-// ErrLimit says that a link has its MaxConns open.
-var ErrLimit = errors.New("the link has its limit of connections open")
 
 // everyWorker runs fn on each worker's thread, one after the other. Workers
 // that have stopped are left out: they have nothing any more.

@@ -40,11 +40,10 @@ func (w *worker) flowFor(l *PacketListener, key flowKey) (*conn, syscall.Errno) 
 		return w.slab.at(slot), 0
 	}
 	link := l.route(key.local.addrPort())
-	if link == nil {
+	if link == nil || !link.use(w.engine) {
 		w.engine.unrouted.Add(1)
 		return nil, unix.ECONNREFUSED
 	}
-	link.use(w.engine)
 	if len(l.flows) >= maxFlows && !w.evict(l) {
 		link.fail(dropped)
 		return nil, unix.EAGAIN

@@ -99,13 +99,15 @@ type shard struct {
 	_     [112]byte        // two cache lines: the prefetcher takes them in pairs
 }
 
-// use makes l ready to be carried by e. A link stays with its first engine.
-func (l *Link) use(e *Engine) {
+// use makes l ready to be carried by e. A link stays with its first engine;
+// it is false for another.
+func (l *Link) use(e *Engine) bool {
 	l.live.attach.Do(func() {
 		l.live.shards = make([]shard, len(e.workers))
 		l.live.limits = l.limits()
 		l.live.engine.Store(e)
 	})
+	return l.live.engine.Load() == e
 }
 
 // admit counts one more connection, unless MaxConns are open.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -288,14 +287,4 @@ func (w *worker) closeEverything() {
 func (w *worker) closeDescriptors() {
 	closeFD(w.wakeFD)
 	closeFD(w.poll.fd)
-}
-
-// retryable says whether an accept failed for want of something that others
-// give back.
-func retryable(errno syscall.Errno) bool {
-	switch errno {
-	case unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM:
-		return true
-	}
-	return false
 }
