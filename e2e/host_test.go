@@ -31,7 +31,8 @@ const soon = 10 * time.Second
 type host struct {
 	*enginetest.Engine
 	bin     enginetest.Binaries
-	dir     string // of the ambassador
+	dir     string   // of the ambassador
+	serve   []string // further arguments of `ambassador serve`
 	agent   *ambassador
 	busybox string
 }
@@ -43,13 +44,19 @@ func newHost(t *testing.T) *host {
 	return newHostOn(t, suite.Engine(t))
 }
 
-func newHostOn(t *testing.T, e *enginetest.Engine) *host {
+func newHostOn(t *testing.T, e *enginetest.Engine, serve ...string) *host {
 	t.Helper()
-	h := &host{Engine: e, bin: suite.Binaries(t), dir: filepath.Join(t.TempDir(), "ambassador")}
+	h := &host{Engine: e, serve: serve, bin: suite.Binaries(t), dir: filepath.Join(t.TempDir(), "ambassador")}
 	h.busybox = e.Image(t, "busybox")
 	e.LeavesNothing(t)
 	h.startAgent(t)
-	t.Cleanup(func() { h.agent.stop(t) })
+	t.Cleanup(func() {
+		h.agent.stop(t)
+		// What is enforced outlives the ambassador that enforced it.
+		if r := h.ambassador(t, "icc", "off"); r.code != 0 {
+			t.Errorf("icc off: exit status %d\n%s", r.code, r.err)
+		}
+	})
 	return h
 }
 
@@ -68,7 +75,8 @@ func (h *host) startAgent(t *testing.T) {
 		program = h.bin.Checked
 	}
 	a := &ambassador{done: make(chan error, 1)}
-	a.cmd = h.Command(context.Background(), program, "serve", "--dir", h.dir, "--log", "debug")
+	args := append([]string{"serve", "--dir", h.dir, "--log", "debug"}, h.serve...)
+	a.cmd = h.Command(context.Background(), program, args...)
 	a.cmd.Stderr = &a.log
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -111,6 +119,16 @@ func (a *ambassador) kill() {
 	a.cmd.Process.Kill()
 	err := <-a.done
 	a.done <- err
+}
+
+// ambassador runs a command of the ambassador's, whatever comes of it.
+func (h *host) ambassador(t *testing.T, args ...string) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	cmd := h.Command(ctx, h.bin.Ambassador, args...)
+	cmd.Env = append(h.Env(), "AMBASSADOR_DIR="+h.dir)
+	return run(t, cmd)
 }
 
 // result is what a program printed and how it ended.
