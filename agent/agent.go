@@ -25,6 +25,8 @@ import (
 type Engine interface {
 	// Container inspects a container; docker.ErrNotFound when there is none.
 	Container(ctx context.Context, ref string) (docker.Container, error)
+	// Image inspects the image of a container.
+	Image(ctx context.Context, id string) (docker.Image, error)
 	// Running inspects the running containers whose labels keep accepts.
 	Running(ctx context.Context, keep func(labels map[string]string) bool) ([]docker.Container, error)
 	// Events calls ready when events can no longer be missed, then handle for
@@ -151,7 +153,7 @@ func (a *Agent) resync(ctx context.Context, look *lookup) error {
 	found := make(map[string]bool, len(running))
 	for _, ctr := range running {
 		found[ctr.ID] = true
-		failed = append(failed, a.adopt(ctr))
+		failed = append(failed, a.adopt(ctx, ctr))
 	}
 	for id, r := range a.recipients {
 		if !found[id] {
@@ -181,12 +183,12 @@ func (a *Agent) see(ctx context.Context, look *lookup, id string) error {
 	case !ctr.Running || !link.HasLabels(ctr.Labels):
 		return nil
 	}
-	return a.adopt(ctr)
+	return a.adopt(ctx, ctr)
 }
 
 // adopt takes a running container's links on, all of them down at first, or
 // keeps those it has.
-func (a *Agent) adopt(ctr docker.Container) error {
+func (a *Agent) adopt(ctx context.Context, ctr docker.Container) error {
 	if known := a.recipients[ctr.ID]; known != nil {
 		if known.is(ctr) {
 			known.update(ctr)
@@ -194,7 +196,15 @@ func (a *Agent) adopt(ctr docker.Container) error {
 		}
 		a.drop(known) // restarted while nobody looked: its namespace is another one
 	}
-	r, err := a.open(ctr)
+	img, err := a.engine.Image(ctx, ctr.Image)
+	if err != nil {
+		return fmt.Errorf("linking %q: looking which labels are its image's: %w", ctr.Name, err)
+	}
+	labels := link.WithoutInherited(ctr.Labels, img.Labels)
+	if !link.HasLabels(labels) {
+		return nil
+	}
+	r, err := a.open(ctr, labels)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // stopped since the engine was asked
 	}

@@ -29,16 +29,16 @@ type recipient struct {
 	gate   *openGate                                // nil until every link was pointed once
 }
 
-// open takes a running container on. Each of its links is down until it is
-// pointed.
-func (a *Agent) open(ctr docker.Container) (_ *recipient, err error) {
+// open takes a running container with these labels of its own on. Each of its
+// links is down until it is pointed.
+func (a *Agent) open(ctr docker.Container, labels map[string]string) (_ *recipient, err error) {
 	ns, err := openNamespace(ctr)
 	if err != nil {
 		return nil, err
 	}
 	r := &recipient{id: ctr.ID, run: incarnation(ctr), ns: ns}
 	r.view.Store(&ctr)
-	if r.set, r.wrong = link.ParseLabels(ctr.Labels); r.wrong != nil {
+	if r.set, r.wrong = link.ParseLabels(labels); r.wrong != nil {
 		a.log.Error("not linking a container", "recipient", ctr.Name, "err", r.wrong,
 			"hint", "create it again with the label corrected")
 		return r, nil

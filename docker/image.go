@@ -11,6 +11,7 @@ type Image struct {
 	Entrypoint []string
 	Cmd        []string
 	Env        []string
+	Labels     map[string]string
 }
 
 // Image inspects a local image. ErrNotFound when it has to be pulled first.
@@ -21,7 +22,7 @@ func (c *Client) Image(ctx context.Context, ref string) (Image, error) {
 	}
 	img := Image{ID: res.ID}
 	if cfg := res.Config; cfg != nil {
-		img.Entrypoint, img.Cmd, img.Env = cfg.Entrypoint, cfg.Cmd, cfg.Env
+		img.Entrypoint, img.Cmd, img.Env, img.Labels = cfg.Entrypoint, cfg.Cmd, cfg.Env, cfg.Labels
 	}
 	return img, nil
 }

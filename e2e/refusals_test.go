@@ -163,3 +163,25 @@ func TestLabelsMakeALink(t *testing.T) {
 	}
 	h.answers(t, "web", "127.77.0.2", 5432, "db") // the others do not mind
 }
+
+// TestImagesMakeNoLink runs an image that asks to be let in to a container.
+func TestImagesMakeNoLink(t *testing.T) {
+	h := newHost(t)
+	h.echo(t, "db", nil, 5432)
+	h.source(t, "maker", h.busybox, "true")
+	h.docker(t, "wait", "maker")
+	h.docker(t, "commit", "--change", "LABEL ambassador.link.aaa=db", "maker", "greedy")
+	t.Cleanup(func() { h.docker(t, "rmi", "greedy") })
+
+	h.source(t, "intruder", "greedy", "sleep", "1000")
+	h.source(t, "web", "--label", "ambassador.link.webdb=db", h.busybox, "sleep", "1000")
+	h.answers(t, "web", "127.77.0.2", 5432, "db") // so the one before has been looked at, too
+	h.refuses(t, "intruder", "127.77.0.2", 5432)
+	if l := h.links(t); len(l) != 1 || l[0].Recipient != "web" {
+		t.Errorf("links: %+v", l)
+	}
+	// Whoever runs it may ask for the very same link.
+	if got := h.linkrun(t, "--rm", "--link", "db:aaa", "greedy", "nc", "aaa", "5432"); got != "db\n" {
+		t.Errorf("reached %q", got)
+	}
+}

@@ -179,3 +179,25 @@ func HasLabels(labels map[string]string) bool {
 func IsLabel(key string) bool {
 	return strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID) || key == LabelEnv || key == LabelKept
 }
+
+// WithoutInherited returns a container's labels without the links that came
+// with its image. A label is known to be inherited by having the image's
+// value: whoever runs a container decides what it is linked to, not whoever
+// made the image, or any image could ask to be let in anywhere.
+func WithoutInherited(labels, image map[string]string) map[string]string {
+	own := maps.Clone(labels)
+	maps.DeleteFunc(own, func(key, value string) bool {
+		inherited, ok := image[key]
+		return ok && inherited == value && (strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID))
+	})
+	return own
+}
+
+// Distinguish returns the value for a label of a link so that WithoutInherited
+// keeps it although the image has the same one.
+func Distinguish(key, value string, image map[string]string) string {
+	if inherited, ok := image[key]; ok && inherited == value && strings.HasPrefix(key, LabelLink) {
+		return "/" + value // ParseLabels reads a source's name with and without the slash
+	}
+	return value
+}

@@ -140,3 +140,26 @@ func TestIsLabel(t *testing.T) {
 		}
 	}
 }
+
+func TestNoLinkIsInherited(t *testing.T) {
+	image := map[string]string{LabelLink + "aaa": "prod-db", LabelID + "db": strings.Repeat("a", 64), LabelEnv: "none", "other": "x"}
+	ours := (&Set{Links: []Link{{Alias: "db", Source: "db"}}}).Labels()
+	container := maps.Clone(image)
+	maps.Copy(container, ours)
+	s, err := ParseLabels(WithoutInherited(container, image))
+	if err != nil || len(s.Links) != 1 || s.Links[0].Alias != "db" || s.Links[0].ID != "" || s.Env != ModeNone {
+		t.Errorf("links %+v, %v", s, err)
+	}
+	if HasLabels(WithoutInherited(image, image)) {
+		t.Error("an image makes its container a recipient")
+	}
+
+	// Asked for by the user as well, in the very same words.
+	container = maps.Clone(image)
+	key := LabelLink + "aaa"
+	container[key] = Distinguish(key, "prod-db", image)
+	s, err = ParseLabels(WithoutInherited(container, image))
+	if err != nil || len(s.Links) != 1 || s.Links[0].Source != "prod-db" {
+		t.Errorf("links %+v, %v", s, err)
+	}
+}

@@ -66,6 +66,7 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	if err != nil {
 		return err
 	}
+	r.inherited = img.Labels
 	if img, r.former, err = uncommit(ctx, d, inv.image, img); err != nil {
 		return err
 	}
@@ -99,7 +100,9 @@ type recipient struct {
 	program program
 	owned   map[string]bool
 	former  committed
-	foreign map[string]string // labels of the user and of the image
+	foreign map[string]string // labels of the user and of a committed image
+
+	inherited map[string]string // labels of the image, of which no link is made
 }
 
 // dockerRun is the words and the environment for docker.
@@ -146,7 +149,7 @@ func (r *recipient) labelFlags() (words []string) {
 		}
 	}
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
-		words = append(words, "--label="+key+"="+labels[key])
+		words = append(words, "--label="+key+"="+link.Distinguish(key, labels[key], r.inherited))
 	}
 	return words
 }
