@@ -25,6 +25,7 @@ func environment(ctx context.Context, b *bench, args []string, started time.Time
 		{"revision", revision(ctx)},
 		{"machine", machine()},
 		{"kernel", kernel()},
+		{"congestion control", setting("net/ipv4/tcp_congestion_control")},
 		{"rules on the bridge", bridgeRules(ctx, b.stage)},
 	}
 	for _, v := range []struct {
@@ -95,6 +96,15 @@ func kernel() string {
 		return "unknown"
 	}
 	return "Linux " + unix.ByteSliceToString(name.Release[:])
+}
+
+// setting reads a sysctl.
+func setting(path string) string {
+	text, err := os.ReadFile("/proc/sys/" + path)
+	if err != nil {
+		return "unknown"
+	}
+	return strings.TrimSpace(string(text))
 }
 
 // bridgeRules says whether packets over the engine's bridge meet the rules of
