@@ -80,6 +80,12 @@ func unixPair(t *testing.T) (near int, f *os.File) {
 	return fds[0], f
 }
 
+func closeWrite(f *os.File) {
+	if raw, err := f.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_WR) })
+	}
+}
+
 func TestPair(t *testing.T) {
 	everyEngine(t, func(t *testing.T, e *Engine) {
 		if err := e.Start(); err != nil {
@@ -101,12 +107,16 @@ func TestPair(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := random(3 << 20)
-		go func() { recipient.Write(p); recipient.Close() }()
+		go func() { recipient.Write(p); closeWrite(recipient) }()
 		got, err := io.ReadAll(source)
 		if err != nil || !bytes.Equal(got, p) {
 			t.Fatalf("read %d bytes, %v; want %d", len(got), err, len(p))
 		}
 		source.Close()
+		// The end arrives although others have the sockets open.
+		if n, err := recipient.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("read %d bytes, %v; want the end of the stream", n, err)
+		}
 		eventually(t, "end of the connection", func() bool { return l.Stats().Open == 0 })
 		if s := l.Stats(); s.ToSource != uint64(len(p)) || s.Total != 1 {
 			t.Errorf("stats %+v", s)

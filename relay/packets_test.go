@@ -442,3 +442,75 @@ func TestPacketListenerErrors(t *testing.T) {
 		t.Errorf("error %v, want ErrClosed", err)
 	}
 }
+
+// One socket receives for several addresses: each datagram goes to the link
+// of the one it was sent to, and its answer comes from there.
+func TestOriginalDestination(t *testing.T) {
+	e := &Engine{Workers: 1}
+	if err := e.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrInet4{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_RECVORIGDSTADDR, 1); err != nil {
+		t.Fatal(err)
+	}
+	any, _ := localAddr(int32(fd))
+	links := map[netip.AddrPort]*Link{}
+	for _, alias := range []string{"127.77.0.2", "127.77.0.3"} {
+		server := &packetBed{t: t}
+		server.listen(netip.AddrPort{})
+		conn := server.server
+		var done sync.WaitGroup
+		done.Go(func() {
+			p := make([]byte, 100)
+			for {
+				_, from, err := conn.ReadFromUDPAddrPort(p)
+				if err != nil {
+					return
+				}
+				conn.WriteToUDPAddrPort([]byte(alias), from)
+			}
+		})
+		defer done.Wait()
+		defer conn.Close()
+		links[netip.AddrPortFrom(netip.MustParseAddr(alias), any.Port())] = &Link{
+			Source: &testSource{to: conn.LocalAddr().(*net.UDPAddr).AddrPort()},
+		}
+	}
+	if _, err := e.ServePackets(fd, rawFD(t), func(local netip.AddrPort) *Link { return links[local] }); err != nil {
+		t.Fatal(err)
+	}
+	client, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	client.SetDeadline(time.Now().Add(patience))
+	for range 3 {
+		for local := range links {
+			if _, err := client.WriteToUDPAddrPort([]byte("who"), local); err != nil {
+				t.Fatal(err)
+			}
+			p := make([]byte, 100)
+			n, from, err := client.ReadFromUDPAddrPort(p)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if from != local || string(p[:n]) != local.Addr().String() {
+				t.Errorf("%v answered for %s, asked %v", from, p[:n], local)
+			}
+		}
+	}
+	for local, l := range links {
+		if s := l.Stats(); s.Total != 1 {
+			t.Errorf("%v: stats %+v, want one flow", local, s)
+		}
+	}
+}

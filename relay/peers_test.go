@@ -90,6 +90,34 @@ func peer(role string, args []string) error {
 				}()
 			}
 		}()
+	case "pour": // bytes: accepts, sends, half-closes, waits for the end
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		if err != nil {
+			return err
+		}
+		fmt.Println(l.Addr())
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		total, _ := strconv.Atoi(args[0])
+		for p := make([]byte, 1<<20); total > 0; total -= len(p) {
+			if _, err := c.Write(p[:min(len(p), total)]); err != nil {
+				return err
+			}
+		}
+		c.(*net.TCPConn).CloseWrite()
+		io.Copy(io.Discard, struct{ io.Reader }{c})
+	case "drain": // address: reads to the end
+		c, err := net.Dial("tcp4", args[0])
+		if err != nil {
+			return err
+		}
+		if _, err := io.Copy(io.Discard, struct{ io.Reader }{c}); err != nil {
+			return err
+		}
+		c.Close()
+		fmt.Println("done")
 	case "send": // address, bytes, size of a write: sends, half-closes, waits for the end
 		c, err := net.Dial("tcp4", args[0])
 		if err != nil {
