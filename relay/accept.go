@@ -2,6 +2,7 @@ package relay
 
 import (
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 
@@ -46,23 +47,28 @@ const (
 	mostBackOff  = 60 // ticks, 1 s
 	// acceptBatch bounds what one event accepts before connections have
 	// their turn.
-	acceptBatch = 64
+	acceptBatch = 16
 )
 
 func (w *worker) listen(l *Listener) error {
-	// Level-triggered and exclusive: a new connection wakes one worker that
-	// sleeps, not all of them, and what that one leaves another finds.
-	errno := w.poll.control(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, l.id, isListener)
-	if errno != 0 {
+	if errno := w.watchListener(l); errno != 0 {
 		return errno
 	}
 	w.listeners[l.id] = &listening{listener: l}
 	return nil
 }
 
+func (w *worker) watchListener(l *Listener) syscall.Errno {
+	// Level-triggered and exclusive: a new connection wakes one worker that
+	// sleeps, not all of them, and what that one leaves another finds.
+	return w.poll.control(unix.EPOLL_CTL_ADD, l.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, l.id, isListener)
+}
+
 func (w *worker) stopListening(l *Listener) {
 	if s := w.listeners[l.id]; s != nil {
-		if !s.paused {
+		if s.paused {
+			w.paused = slices.DeleteFunc(w.paused, func(p *listening) bool { return p == s })
+		} else {
 			w.poll.remove(l.fd)
 		}
 		delete(w.listeners, l.id)
@@ -111,19 +117,23 @@ func (w *worker) pause(s *listening) {
 	s.retryAt = w.now + s.backOff
 	if !s.paused {
 		s.paused = true
+		w.paused = append(w.paused, s)
 		w.poll.remove(s.listener.fd)
 	}
 	w.engine.backedOff.Add(1)
 }
 
-func (w *worker) retryListeners() {
-	for _, s := range w.listeners {
-		if s.paused && int32(s.retryAt-w.now) <= 0 {
-			s.paused = false
-			if errno := w.poll.control(unix.EPOLL_CTL_ADD, s.listener.fd, unix.EPOLLIN|unix.EPOLLEXCLUSIVE, s.listener.id, isListener); errno != 0 {
-				s.paused = true
-				w.pause(s)
-			}
+// resume watches those listeners again whose pause is over.
+func (w *worker) resume() {
+	w.paused = slices.DeleteFunc(w.paused, func(s *listening) bool {
+		if int32(s.retryAt-w.now) > 0 {
+			return false
 		}
-	}
+		if w.watchListener(s.listener) != 0 {
+			w.pause(s)
+			return false
+		}
+		s.paused = false
+		return true
+	})
 }

@@ -57,9 +57,17 @@ func acceptConn(fd int32) (int32, syscall.Errno) {
 // localAddr is the address the client asked for, also when the listener
 // itself stands elsewhere and the connection was steered to it.
 func localAddr(fd int32) (netip.AddrPort, syscall.Errno) {
+	return socketAddr(unix.SYS_GETSOCKNAME, fd)
+}
+
+func remoteAddr(fd int32) (netip.AddrPort, syscall.Errno) {
+	return socketAddr(unix.SYS_GETPEERNAME, fd)
+}
+
+func socketAddr(call uintptr, fd int32) (netip.AddrPort, syscall.Errno) {
 	var sa unix.RawSockaddrAny
 	size := uint32(unix.SizeofSockaddrAny)
-	_, _, errno := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
+	_, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(&sa)), uintptr(unsafe.Pointer(&size)))
 	if errno != 0 {
 		return netip.AddrPort{}, errno
 	}
@@ -160,6 +168,16 @@ func takeSocket(fd int, socktype int32) error {
 func resetOnClose(fd int32) {
 	linger := unix.Linger{Onoff: 1, Linger: 0}
 	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
+}
+
+// disconnect resets a connection that other descriptors keep open: for them
+// it is over as well.
+func disconnect(fd int32) {
+	sa := unix.RawSockaddr{Family: unix.AF_UNSPEC}
+	_, _, errno := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa)), unix.SizeofSockaddrInet4)
+	if errno != 0 { // no TCP socket
+		unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_RDWR, 0)
+	}
 }
 
 func shutdownWrite(fd int32) {

@@ -225,7 +225,9 @@ func (w *worker) end(c *conn, why cause) {
 			// Another descriptor may keep the socket open: take it out of the
 			// epoll set and end it by hand.
 			w.poll.remove(e.fd)
-			if why == finished && !e.is(finSent) {
+			if why != finished {
+				disconnect(e.fd)
+			} else if !e.is(finSent) {
 				shutdownWrite(e.fd)
 			}
 		}

@@ -30,7 +30,8 @@ func TestEcho(t *testing.T) {
 				}
 			}
 		}
-		if conns := b.link.Conns(); len(conns) != 1 || !conns[0].Established || conns[0].ToSource != total {
+		if conns := b.link.Conns(); len(conns) != 1 || !conns[0].Established || conns[0].ToSource != total ||
+			conns[0].Local != b.front || conns[0].Client != recipient.LocalAddr().(*net.TCPAddr).AddrPort() {
 			t.Errorf("connections %+v, want one that has moved %d bytes", conns, total)
 		}
 		if err := recipient.CloseWrite(); err != nil {

@@ -15,7 +15,7 @@ func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
 	if errno == 0 {
 		l = route(local)
 	}
-	if l == nil || !l.use(w.engine) {
+	if l == nil || l.Source == nil || !l.use(w.engine) {
 		w.engine.unrouted.Add(1)
 		w.refuse(fd)
 		return

@@ -22,14 +22,14 @@ var (
 	errForeign = errors.New("the link belongs to another engine")
 )
 
-// Engine is a few threads, each an event loop, that carry any number of
+// Engine is a few workers, each an event loop, that carry any number of
 // connections. The zero value is ready to Start.
 //
 // Each worker occupies one of Go's processors while it is busy: a program
 // that does more than relay sets GOMAXPROCS above Workers.
 type Engine struct {
-	// Workers is the number of threads. 0 is one per processor. Those that
-	// the load does not need sleep.
+	// Workers is the number of event loops. 0 is one per processor. Those
+	// that the load does not need sleep.
 	Workers int
 	// Pipes bounds the pipes, of two descriptors each, that bulk transfers
 	// borrow; above it bytes are copied. 0 is 1024, negative is none at all.
@@ -40,7 +40,7 @@ type Engine struct {
 	oneByOne bool                  // do without the ring
 	seam     func(*worker, *calls) // for tests: puts something between a worker and the kernel
 	workers  []*worker
-	threads  sync.WaitGroup
+	loops    sync.WaitGroup
 
 	active atomic.Int32  // workers in use, the first ones
 	moves  atomic.Uint64 // connections that went from one worker to another
@@ -86,13 +86,13 @@ func (e *Engine) Start() error {
 	e.packets = make(map[int32]*PacketListener)
 	e.running = true
 	for _, w := range workers {
-		e.threads.Go(w.loop)
+		e.loops.Go(w.loop)
 	}
 	return nil
 }
 
 // Close stops every listener, resets every connection, and returns when all
-// threads have ended and no descriptor is left. An engine is not started
+// workers have ended and no descriptor is left. An engine is not started
 // again.
 func (e *Engine) Close() error {
 	e.mu.Lock()
@@ -102,6 +102,9 @@ func (e *Engine) Close() error {
 	}
 	e.running = false
 	e.mu.Unlock()
+	// A Serve that is under way is over first: its listener is among these.
+	e.spread.Lock()
+	defer e.spread.Unlock()
 	for _, l := range e.served() {
 		l.Close()
 	}
@@ -111,14 +114,14 @@ func (e *Engine) Close() error {
 	for _, w := range e.workers {
 		w.post(func(w *worker) { w.stopping = true })
 	}
-	e.threads.Wait()
+	e.loops.Wait()
 	return nil
 }
 
 // Serve accepts connections from fd, a listening TCP socket, and relays each
 // to the source of the link that route names for the local address it was
-// made to. route is called on worker threads, at the same time on several of
-// them, and must be quick; nil resets the connection. The engine owns fd from
+// made to. route is called by workers, by several at the same time, and must be
+// quick; nil resets the connection. The engine owns fd from
 // then on; if Serve fails it stays the caller's.
 func (e *Engine) Serve(fd int, route func(local netip.AddrPort) *Link) (*Listener, error) {
 	if err := takeSocket(fd, unix.SOCK_STREAM); err != nil {
@@ -190,7 +193,7 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 	return nil
 }
 
-// everyWorker runs fn on each worker's thread, one after the other. Workers
+// everyWorker has each worker run fn, one after the other. Workers
 // that have stopped are left out: they have nothing any more.
 func (e *Engine) everyWorker(fn func(*worker)) {
 	for _, w := range e.workers {

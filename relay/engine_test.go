@@ -124,6 +124,52 @@ func TestPair(t *testing.T) {
 	})
 }
 
+// A reset of sockets that others have open as well is one for all.
+func TestPairCut(t *testing.T) {
+	e := &Engine{}
+	if err := e.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer e.Close()
+	l := &Link{}
+	near, far := make([]int, 2), make([]net.Conn, 2)
+	for i := range near {
+		listener := listenTCP(t)
+		c, err := net.Dial("tcp4", listener.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close() // and keeps it open beside the relay
+		if far[i], err = listener.Accept(); err != nil {
+			t.Fatal(err)
+		}
+		defer far[i].Close()
+		far[i].SetDeadline(time.Now().Add(patience))
+		listener.Close()
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		raw.Control(func(fd uintptr) { near[i], err = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 0) })
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := e.Pair(near[0], near[1], l); err != nil {
+		t.Fatal(err)
+	}
+	if err := send(far[0].(*net.TCPConn), []byte("x"), false); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, far[1], []byte("x"))
+	if n := l.Cut(); n != 1 {
+		t.Errorf("cut %d, want 1", n)
+	}
+	for _, c := range far {
+		expectReset(t, c)
+	}
+}
+
 func TestPairErrors(t *testing.T) {
 	e := &Engine{Workers: 1}
 	a, _ := unixPair(t)

@@ -40,7 +40,7 @@ func (w *worker) flowFor(l *PacketListener, key flowKey) (*conn, syscall.Errno) 
 		return w.slab.at(slot), 0
 	}
 	link := l.route(key.local.addrPort())
-	if link == nil || !link.use(w.engine) {
+	if link == nil || link.Source == nil || !link.use(w.engine) {
 		w.engine.unrouted.Add(1)
 		return nil, unix.ECONNREFUSED
 	}

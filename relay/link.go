@@ -12,9 +12,9 @@ const (
 	DefaultFlowTimeout    = 90 * time.Second
 )
 
-// Source makes the sockets on which a link's source is reached. The engine
-// calls it from its worker threads, for each connection: it returns quickly
-// and never calls back into the engine.
+// Source makes the sockets on which a link's source is reached. Workers call
+// it for each connection, several at the same time: it returns quickly and
+// never calls back into the engine.
 type Source interface {
 	// Socket returns a fresh, non-blocking, unconnected TCP socket and the
 	// address the source's port has. The engine connects the socket and
@@ -29,6 +29,7 @@ type Source interface {
 // exported fields are not changed once the link has been used; a Link belongs
 // to the first Engine that carried one of its connections.
 type Link struct {
+	// Source is needed for all but connections that come to Engine.Pair.
 	Source Source
 
 	// ConnectTimeout is how long the source may take to answer a connect.

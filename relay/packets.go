@@ -60,7 +60,7 @@ const maxFlows = 8192
 // reply answers are sent from recv, which then is bound to that address, and
 // nothing is said about the undelivered.
 //
-// route is called on a worker thread and must be quick; nil refuses the
+// route is called by a worker and must be quick; nil refuses the
 // datagram. The engine owns both descriptors from then on; if ServePackets
 // fails they stay the caller's.
 func (e *Engine) ServePackets(recv, reply int, route func(local netip.AddrPort) *Link) (*PacketListener, error) {

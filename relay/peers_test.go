@@ -30,7 +30,7 @@ func TestMain(m *testing.M) {
 	chosen := false
 	flag.Visit(func(f *flag.Flag) { chosen = chosen || f.Name == "rapid.checks" })
 	if !chosen {
-		flag.Set("rapid.checks", "20")
+		flag.Set("rapid.checks", "12")
 	}
 	os.Exit(m.Run())
 }

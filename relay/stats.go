@@ -2,6 +2,7 @@ package relay
 
 import (
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -161,11 +162,13 @@ func (l *Link) Stats() Stats {
 
 // ConnStats is a moment of one connection's life.
 type ConnStats struct {
-	Established bool          // the source has answered
-	Age         time.Duration // since it was accepted
-	Quiet       time.Duration // since a byte last moved
-	ToSource    uint64        // bytes
-	ToRecipient uint64        // bytes
+	Client      netip.AddrPort // the recipient's end; invalid if that is no IP socket
+	Local       netip.AddrPort // the address it was made to
+	Established bool           // the source has answered
+	Age         time.Duration  // since it was accepted
+	Quiet       time.Duration  // since a byte last moved
+	ToSource    uint64         // bytes
+	ToRecipient uint64         // bytes
 }
 
 // Conns lists the connections of l that are open now, in no order.
@@ -178,7 +181,10 @@ func (l *Link) Conns() []ConnStats {
 	e.everyWorker(func(w *worker) {
 		w.slab.each(func(c *conn) {
 			if c.link == l {
+				client, local := c.addrs()
 				all = append(all, ConnStats{
+					Client:      client,
+					Local:       local,
 					Established: c.state == established,
 					Age:         ticksToDuration(w.now - c.born),
 					Quiet:       ticksToDuration(w.now - c.active),
@@ -189,6 +195,16 @@ func (l *Link) Conns() []ConnStats {
 		})
 	})
 	return all
+}
+
+// addrs asks the kernel: nothing else wants to know.
+func (c *conn) addrs() (client, local netip.AddrPort) {
+	if c.flow != nil {
+		return c.flow.key.client.addrPort(), c.flow.key.local.addrPort()
+	}
+	client, _ = remoteAddr(c.ends[fromRecipient].fd)
+	local, _ = localAddr(c.ends[fromRecipient].fd)
+	return client, local
 }
 
 // Cut resets every connection and forgets every flow of l, and returns how

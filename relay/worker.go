@@ -42,6 +42,7 @@ type worker struct {
 	turn      []int32 // the queue being worked off
 	batch     batch
 	listeners map[int32]*listening
+	paused    []*listening
 	packets   map[int32]*PacketListener
 	datagrams datagrams
 	ready     []*conn // flows with answers
@@ -116,7 +117,7 @@ func (w *worker) loop() {
 			w.round()
 		}
 		w.wheel.expire(&w.slab, w.now, w.expire)
-		w.retryListeners()
+		w.resume()
 		w.report()
 		w.look()
 	}
@@ -196,9 +197,9 @@ func (w *worker) timeout() int {
 		return 0
 	}
 	sleep, any := w.wheel.sleep()
-	for _, l := range w.listeners {
-		if l.paused && (!any || l.retryAt-w.now < sleep) {
-			sleep, any = l.retryAt-w.now, true
+	for _, s := range w.paused {
+		if left := s.retryAt - w.now; !any || left < sleep {
+			sleep, any = left, true
 		}
 	}
 	if !any {
