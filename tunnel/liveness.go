@@ -17,6 +17,7 @@ type probe struct {
 	mu     sync.Mutex
 	number uint32
 	sent   time.Time // zero when there is none
+	once   sync.Once
 }
 
 // drainPing is the number of the ping that follows the announcement of the
@@ -52,6 +53,7 @@ func (w *wire) pong(number uint32) {
 	if number == p.number && !p.sent.IsZero() {
 		w.rtt.add(time.Since(p.sent))
 		p.sent = time.Time{}
+		p.once.Do(func() { close(w.answered) })
 	}
 }
 
@@ -77,6 +79,7 @@ func (s *Session) keepAlive() {
 		if now := w.counts.heard.Load(); now != heard {
 			heard, silent = now, 0
 		}
+		s.silent.Store(int64(silent))
 		if silent >= dead {
 			w.fail(ErrSilent)
 			return

@@ -13,29 +13,39 @@ type network struct {
 	slice int           // bytes that are passed on at a time; 0 is all there are
 	rate  int           // bytes a second; 0 is no bound
 
-	mu    sync.Mutex
-	moved sync.Cond
-	down  bool
-	conns []net.Conn
+	mu       sync.Mutex
+	moved    sync.Cond
+	down     bool
+	ends     []net.Conn // those of the test
+	conns    []net.Conn // those of the relay
+	carriers sync.WaitGroup
 }
 
 // pair is a TCP connection through n. Whatever is in the middle is gone when
 // the test is over.
 func (n *network) pair(t testing.TB) (net.Conn, net.Conn) {
+	a, b := n.open(t)
+	t.Cleanup(n.close)
+	return a, b
+}
+
+// open is pair without an end.
+func (n *network) open(t testing.TB) (net.Conn, net.Conn) {
 	n.moved.L = &n.mu
 	a, near := tcpPair(t)
 	far, b := tcpPair(t)
-	n.conns = []net.Conn{near, far}
-	var wg sync.WaitGroup
-	wg.Go(func() { n.carry(far, near) })
-	wg.Go(func() { n.carry(near, far) })
-	t.Cleanup(func() {
-		a.Close()
-		b.Close()
-		n.cut()
-		wg.Wait()
-	})
+	n.ends, n.conns = []net.Conn{a, b}, []net.Conn{near, far}
+	n.carriers.Go(func() { n.carry(far, near) })
+	n.carriers.Go(func() { n.carry(near, far) })
 	return a, b
+}
+
+func (n *network) close() {
+	for _, c := range n.ends {
+		c.Close()
+	}
+	n.cut()
+	n.carriers.Wait()
 }
 
 type chunk struct {

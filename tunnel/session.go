@@ -31,6 +31,9 @@ type Config struct {
 	// DeadAfter is how long the peer may be silent, although it is asked, until
 	// the session is given up. 0 is 8 s.
 	DeadAfter time.Duration
+	// Expires is when the proof of who the peer is runs out; zero is never. The
+	// session does not look at it, see Peer.
+	Expires time.Time
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 }
@@ -54,7 +57,7 @@ type Session struct {
 	mux     *yamux.Session
 	wire    *wire
 	numbers atomic.Uint32 // streams this side has opened
-	started time.Time
+	silent  atomic.Int64  // nanoseconds, see Silent
 
 	mu      sync.Mutex
 	closed  bool // workers takes no more
@@ -73,7 +76,7 @@ func Server(conn net.Conn, c Config) *Session { return newSession(conn, c, false
 
 func newSession(conn net.Conn, c Config, client bool) *Session {
 	c = c.withDefaults()
-	s := &Session{wire: newWire(conn, c, client), started: time.Now()}
+	s := &Session{wire: newWire(conn, c, client)}
 	start := yamux.Server
 	if client {
 		start = yamux.Client
@@ -260,6 +263,27 @@ func (s *Session) Err() error { return s.wire.cause() }
 // Ending is closed when the peer has announced the end of the session: it
 // takes no new streams.
 func (s *Session) Ending() <-chan struct{} { return s.wire.ends }
+
+// Ready returns once the peer has answered. Until then a session may be one
+// that the peer is about to refuse: in TLS 1.3 the side that dials is done
+// with the handshake before its own certificate has been looked at.
+func (s *Session) Ready(ctx context.Context) error {
+	select {
+	case <-s.wire.answered:
+		return nil
+	case <-s.Done():
+		return s.Err()
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Silent is how long the peer has not been heard of, although it is asked when
+// it has nothing to say.
+func (s *Session) Silent() time.Duration { return time.Duration(s.silent.Load()) }
+
+// Expires is Config.Expires.
+func (s *Session) Expires() time.Time { return s.wire.config.Expires }
 
 // LocalAddr and RemoteAddr are those of the connection.
 func (s *Session) LocalAddr() net.Addr  { return s.wire.conn.LocalAddr() }

@@ -38,9 +38,11 @@ type wire struct {
 	opening chan struct{} // holds one for each stream the peer has not acknowledged
 	drained chan struct{} // closed when the session may end, see drain
 	ends    chan struct{} // closed when the peer drains the session
-	probe   probe
-	rtt     roundTrip
-	counts  counters
+
+	answered chan struct{} // closed when the peer has answered for the first time
+	probe    probe
+	rtt      roundTrip
+	counts   counters
 
 	mu         sync.Mutex
 	streams    map[uint32]*ledger
@@ -90,6 +92,8 @@ func newWire(conn net.Conn, config Config, client bool) *wire {
 		opening: make(chan struct{}, config.MaxOpening),
 		drained: make(chan struct{}),
 		ends:    make(chan struct{}),
+
+		answered: make(chan struct{}),
 	}
 	w.out.init(conn)
 	w.reader.in = bufio.NewReaderSize(&ear{w}, readAhead)
