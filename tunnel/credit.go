@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -152,6 +154,10 @@ func (w *wire) forget(l *ledger) {
 	w.narrow(l)
 	w.config.Memory.keep(l.consumed - l.received)
 	l.forgotten = true
+	if l.socket != noSocket {
+		unix.Close(l.socket)
+		l.socket = noSocket
+	}
 }
 
 // fattest is the stream with the most bytes waiting for their reader. Caller

@@ -92,7 +92,7 @@ func TestViolations(t *testing.T) {
 		"data after the end":            {[]any{syn(1), frame{kind: windowFrame, flags: finFlag, stream: 1}, data(1, 1), "x"}, "more of a stream after its end"},
 		"credit that wraps around":      {[]any{syn(1), frame{kind: windowFrame, stream: 1, length: 1<<32 - 1}}, "a window of more than 1 GiB"},
 		"credit bit by bit":             {[]any{syn(1), frame{kind: windowFrame, stream: 1, length: 1 << 29}, frame{kind: windowFrame, stream: 1, length: 1 << 29}}, "a window of more than 1 GiB"},
-		"a socket where there are none": {[]any{syn(1), frame{kind: socketFrame, stream: 1}}, "a socket over a transport that carries none"},
+		"a socket where there are none": {[]any{syn(1), frame{kind: socketFrame, stream: 1}}, "a socket where none is wanted"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p, s := newRawPeer(t, Config{})

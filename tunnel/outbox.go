@@ -29,8 +29,9 @@ type outbox struct {
 	room     sync.Cond // pending has fallen below highWater, or is not to grow any more
 	pending  []byte
 	spare    []byte // takes the place of pending while that is written
-	finished bool   // what is pending is the last
-	dead     bool   // and nobody wants that
+	sockets  []enclosed
+	finished bool // what is pending is the last
+	dead     bool // and nobody wants that
 }
 
 func (o *outbox) init(conn net.Conn) {
@@ -65,6 +66,20 @@ func (o *outbox) queue(f frame) {
 	}
 }
 
+// enclose adds a frame that takes a socket along, and owns fd. It reports
+// false, and fd stays the caller's, if nothing is to be added.
+func (o *outbox) enclose(f frame, fd int) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.finished {
+		return false
+	}
+	o.sockets = append(o.sockets, enclosed{len(o.pending), fd})
+	o.pending = f.appendTo(o.pending)
+	o.more.Signal()
+	return true
+}
+
 // overflows tells whether queue has been called too often for what the peer
 // reads.
 func (o *outbox) overflows() bool {
@@ -91,11 +106,11 @@ func (o *outbox) end(dead bool) {
 // loop writes what is put into the outbox until it ends, or a write fails.
 func (o *outbox) loop() error {
 	for {
-		batch := o.take()
+		batch, sockets := o.take()
 		if batch == nil {
 			return nil
 		}
-		if _, err := o.conn.Write(batch); err != nil {
+		if err := o.write(batch, sockets); err != nil {
 			return err
 		}
 		o.written.Add(uint64(len(batch)))
@@ -104,20 +119,44 @@ func (o *outbox) loop() error {
 	}
 }
 
+// write writes a batch. A socket goes along with the first byte of its frame.
+func (o *outbox) write(batch []byte, sockets []enclosed) error {
+	defer closeAll(sockets)
+	done := 0
+	for _, s := range sockets {
+		if s.at > done {
+			if _, err := o.conn.Write(batch[done:s.at]); err != nil {
+				return err
+			}
+		}
+		done = s.at + headerSize
+		if err := handOver(o.conn, batch[s.at:done], s.fd); err != nil {
+			return err
+		}
+	}
+	if done == len(batch) {
+		return nil
+	}
+	_, err := o.conn.Write(batch[done:])
+	return err
+}
+
 // take returns what is pending; nil is the end.
-func (o *outbox) take() []byte {
+func (o *outbox) take() ([]byte, []enclosed) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	for len(o.pending) == 0 && !o.finished {
 		o.more.Wait()
 	}
 	if len(o.pending) == 0 || o.dead {
-		return nil
+		closeAll(o.sockets)
+		o.sockets = nil
+		return nil, nil
 	}
-	batch := o.pending
-	o.pending, o.spare = o.spare, nil
+	batch, sockets := o.pending, o.sockets
+	o.pending, o.spare, o.sockets = o.spare, nil, nil
 	o.room.Broadcast()
-	return batch
+	return batch, sockets
 }
 
 func (o *outbox) giveBack(buffer []byte) {

@@ -116,7 +116,7 @@ func (w *wire) receive(f frame) (seen frame, pass bool, err error) {
 		w.peerDrains()
 		return f, true, nil
 	case socketFrame:
-		return f, false, violation("a socket over a transport that carries none")
+		return f, false, w.receiveSocket(f.stream)
 	}
 	w.mu.Lock()
 	if err := w.err; err != nil {

@@ -34,6 +34,9 @@ type Config struct {
 	// Expires is when the proof of who the peer is runs out; zero is never. The
 	// session does not look at it, see Peer.
 	Expires time.Time
+	// Sockets has the session take sockets that the peer hands over, see
+	// Stream.TakeSocket. The connection has to be a unix socket.
+	Sockets bool
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 }

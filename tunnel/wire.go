@@ -34,6 +34,7 @@ type wire struct {
 	out    outbox
 	sender sender
 	reader reader
+	ear    ear
 
 	opening chan struct{} // holds one for each stream the peer has not acknowledged
 	drained chan struct{} // closed when the session may end, see drain
@@ -79,6 +80,7 @@ type ledger struct {
 
 	receiving
 	credit int64 // bytes the peer lets this side send
+	socket int   // that the peer has handed over and nobody has taken, or noSocket
 
 	stream *Stream // nil until it is handed out
 }
@@ -96,7 +98,8 @@ func newWire(conn net.Conn, config Config, client bool) *wire {
 		answered: make(chan struct{}),
 	}
 	w.out.init(conn)
-	w.reader.in = bufio.NewReaderSize(&ear{w}, readAhead)
+	w.ear.w = w
+	w.reader.in = bufio.NewReaderSize(&w.ear, readAhead)
 	return w
 }
 
@@ -104,20 +107,9 @@ func newWire(conn net.Conn, config Config, client bool) *wire {
 // client are odd.
 func (w *wire) own(id uint32) bool { return id%2 == 1 == w.client }
 
-// ear reads from the transport and notices that the peer is alive.
-type ear struct{ w *wire }
-
-func (e *ear) Read(p []byte) (int, error) {
-	n, err := e.w.conn.Read(p)
-	if n > 0 {
-		e.w.counts.heard.Add(1)
-		e.w.counts.read.Add(uint64(n))
-	}
-	return n, err
-}
-
 // add enters a stream. Caller holds mu.
 func (w *wire) add(l *ledger) {
+	l.socket = noSocket
 	l.receiving = receiving{granted: firstWindow, window: firstWindow, grantedAt: time.Now()}
 	l.credit = firstWindow
 	w.streams[l.id] = l
@@ -206,6 +198,7 @@ func (w *wire) fail(err error) {
 
 	w.out.kill()
 	w.conn.Close()
+	w.ear.close()
 	for _, s := range over {
 		s.over()
 	}
