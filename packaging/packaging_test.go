@@ -190,6 +190,11 @@ func TestUnitSuffices(t *testing.T) {
 		if err := cmd.Wait(); err != nil || t.Failed() {
 			t.Errorf("the ambassador ended with %v, and logged\n%s", err, &log)
 		}
+		// What it enforced stands until somebody takes it back.
+		off := e.Command(context.Background(), suite.Binaries(t).Ambassador, "icc", "off", "--dir", dir)
+		if out, err := off.CombinedOutput(); err != nil {
+			t.Errorf("icc off: %v\n%s", err, out)
+		}
 	})
 	enginetest.Poll(t, 10*time.Second, func() error {
 		_, err := control.Dial(dir).Status(t.Context())
