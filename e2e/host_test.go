@@ -46,9 +46,17 @@ func newHost(t *testing.T) *host {
 
 func newHostOn(t *testing.T, e *enginetest.Engine, serve ...string) *host {
 	t.Helper()
+	e.Image(t, "busybox") // which stays
+	e.LeavesNothing(t)
+	return newHostToWreck(t, e, serve...)
+}
+
+// newHostToWreck is newHostOn for a test that does things to the engine which
+// nobody puts right.
+func newHostToWreck(t *testing.T, e *enginetest.Engine, serve ...string) *host {
+	t.Helper()
 	h := &host{Engine: e, serve: serve, bin: suite.Binaries(t), dir: filepath.Join(t.TempDir(), "ambassador")}
 	h.busybox = e.Image(t, "busybox")
-	e.LeavesNothing(t)
 	h.startAgent(t)
 	t.Cleanup(func() {
 		h.agent.stop(t)

@@ -1,0 +1,268 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/linkrun/linkrun/internal/enginetest"
+)
+
+// Whatever happens to the tables, the engine, its networks and containers, in
+// whatever order: it is put right, and no rule comes twice.
+func TestDenySurvivesEvents(t *testing.T) {
+	t.Parallel() // it has an engine of its own
+	// Containers outlive the engine, so that there is always somebody to
+	// keep apart.
+	h := newHostToWreck(t, enginetest.Start(t, enginetest.Options{ICC: true, LiveRestore: true}), "--icc=deny")
+	peers := h.populate(t)
+	victim := func() string { return peers[rand.IntN(len(peers))].name }
+	created := 0
+	events := []struct {
+		name  string
+		often int
+		do    func()
+	}{
+		{"iptables -F", 8, func() { h.inHost(t, "iptables", "-F") }},
+		{"ip6tables -F", 4, func() { h.inHost(t, "ip6tables", "-F") }},
+		{"the jump removed", 5, func() { h.mayFail(t, "iptables", "-D", "DOCKER-USER", "-j", "AMBASSADOR-ICC") }},
+		{"the jump doubled", 5, func() { h.inHost(t, "iptables", "-A", "FORWARD", "-j", "AMBASSADOR-ICC") }},
+		{"the chain flushed", 5, func() { h.mayFail(t, "iptables", "-F", "AMBASSADOR-ICC") }},
+		{"a foreign rule before ours", 4, func() { h.inHost(t, "iptables", "-I", "FORWARD", "1", "-i", "eth9", "-j", "ACCEPT") }},
+		{"the ports opened", 5, func() {
+			for line := range strings.Lines(h.inHost(t, "bridge", "link")) {
+				_, rest, _ := strings.Cut(line, ": ")
+				name, _, _ := strings.Cut(rest, "@")
+				h.inHost(t, "bridge", "link", "set", "dev", name, "isolated", "off")
+			}
+		}},
+		{"a network created", 4, func() {
+			created++
+			name := fmt.Sprintf("event-%d", created)
+			h.docker(t, "network", "create", name)
+			t.Cleanup(func() { h.docker(t, "network", "rm", name) })
+		}},
+		{"a container restarted", 6, func() { h.docker(t, "restart", "-t", "0", victim()) }},
+		{"the engine restarted", 4, func() {
+			if err := h.Restart(); err != nil {
+				t.Fatal(err)
+			}
+		}},
+	}
+	var order []int
+	for i, e := range events {
+		for range e.often {
+			order = append(order, i)
+		}
+	}
+	rand.Shuffle(len(order), func(i, j int) { order[i], order[j] = order[j], order[i] })
+	if len(order) != 50 {
+		t.Fatalf("%d events", len(order))
+	}
+	for i, at := range order {
+		events[at].do()
+		h.enforced(t, events[at].name)
+		if i%10 == 9 {
+			for j, p := range peers {
+				peers[j] = h.peer(t, p.name)
+			}
+			for way, arrived := range passesAmong(t, peers...) {
+				t.Errorf("after %d events, the last of which is %q, from %s to %s: %q", i+1, events[at].name, way[0], way[1], arrived)
+			}
+		}
+	}
+}
+
+// mayFail runs a program on the engine's host that may have nothing to do.
+func (h *host) mayFail(t *testing.T, argv ...string) {
+	t.Helper()
+	run(t, h.Command(t.Context(), argv[0], argv[1:]...))
+}
+
+// stamps are the parts of a listing that differ from one to the next.
+var stamps = regexp.MustCompile(`(?m)^#.*\n|\[\d+:\d+\]`)
+
+// TestOffLeavesWhatWasFound compares the rules of both families and the ports
+// of the bridges, with all that the kernel tells of them, to the byte.
+func TestOffLeavesWhatWasFound(t *testing.T) {
+	t.Parallel() // it has an engine of its own
+	for _, serving := range []bool{true, false} {
+		t.Run(fmt.Sprintf("serving=%t", serving), func(t *testing.T) {
+			e := enginetest.Start(t, enginetest.Options{ICC: true})
+			h := newHostOn(t, e, "--icc=deny")
+			h.agent.stop(t)
+			if r := h.ambassador(t, "icc", "off"); r.code != 0 {
+				t.Fatal(r.err)
+			}
+			for _, name := range []string{"one", "two"} {
+				h.source(t, name, h.busybox, "sleep", "1000")
+			}
+			found := func() (text string) {
+				for _, argv := range [][]string{
+					{"iptables-save"}, {"ip6tables-save"}, {"bridge", "-d", "link"}, {"ip", "-d", "link"}, {"bridge", "fdb", "show", "permanent"},
+					{"ip", "netns", "exec", filepath.Base(h.NetNS()), "sysctl", "-a", "--pattern", "^net.bridge"},
+				} {
+					text += strings.Join(argv, " ") + "\n" + stamps.ReplaceAllString(h.inHost(t, argv...), "")
+				}
+				for _, name := range []string{"one", "two"} {
+					text += h.docker(t, "exec", name, "ip", "neigh")
+				}
+				return timers.ReplaceAllString(text, "")
+			}
+			before := found()
+			h.startAgent(t)
+			h.enforced(t, "the start")
+			if r := h.ambassador(t, "icc", "allow", "one", "two", "80"); r.code != 0 {
+				t.Fatal(r.err)
+			}
+			h.enforced(t, "a permission")
+			if found() == before {
+				t.Fatal("nothing is enforced")
+			}
+			if !serving {
+				h.agent.kill()
+			}
+			r := h.ambassador(t, "icc", "off")
+			if r.code != 0 {
+				t.Fatalf("icc off: %s", r.err)
+			}
+			for _, want := range []string{
+				"ip: removed rule -A DOCKER-USER -j AMBASSADOR-ICC", "ip: removed chain AMBASSADOR-ICC: 4 rules",
+				"ip6: removed the filter table, which was not there before", "gave port veth", "revoked the permission of one to reach 80/tcp of two",
+			} {
+				if !strings.Contains(r.out, want) {
+					t.Errorf("%q is missing in what it says:\n%s", want, r.out)
+				}
+			}
+			if after := found(); after != before {
+				t.Errorf("before\n%s\nafter\n%s", before, after)
+			}
+			if r := h.ambassador(t, "icc", "off"); r.out != "nothing was enforced\n" {
+				t.Errorf("a second time it says %q", r.out)
+			}
+			if !serving {
+				h.startAgent(t) // for the clean-up to stop
+			}
+		})
+	}
+}
+
+// timers are the parts of what the kernel tells that run by themselves.
+var timers = regexp.MustCompile(`\w+_timer +[0-9.]+`)
+
+// The classic link: one direction, one port, and it follows both containers.
+func TestAllow(t *testing.T) {
+	t.Parallel() // it has an engine of its own
+	h := newHostOn(t, enginetest.Start(t, enginetest.Options{ICC: true}), "--icc=deny")
+	h.docker(t, "network", "create", "icc-a")
+	t.Cleanup(func() { h.docker(t, "network", "rm", "icc-a") })
+	h.source(t, "elsewhere", h.busybox, "sleep", "1000")
+	h.inHost(t, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
+	serves := []string{h.busybox, "sh", "-c", "nc -ll -p 80 -e echo http & nc -ll -p 81 -e echo other & wait"}
+	for _, name := range []string{"web", "db", "stranger"} {
+		h.source(t, name, append([]string{"--network", "icc-a"}, serves...)...)
+	}
+	allow := func(words ...string) string {
+		t.Helper()
+		r := h.ambassador(t, append([]string{"icc"}, words...)...)
+		if r.code != 0 {
+			t.Fatalf("icc %q: %s", words, r.err)
+		}
+		return r.out
+	}
+	if out := allow("allow", "web", "db", "80/tcp"); out != "" {
+		t.Errorf("it says %q", out)
+	}
+	only := func(when string) {
+		t.Helper()
+		h.answers(t, "web", h.address(t, "db"), 80, "http")
+		var tries sync.WaitGroup
+		for _, c := range []struct {
+			from, to string
+			port     int
+		}{{"web", "db", 81}, {"db", "web", 80}, {"stranger", "db", 80}, {"web", "stranger", 80}} {
+			from, to := h.peer(t, c.from), fmt.Sprintf("%s:%d", h.address(t, c.to), c.port)
+			tries.Go(func() {
+				if got, err := dialFrom(from.Namespace, 0, to); err == nil {
+					t.Errorf("%s, %s reached port %d of %s and got %q", when, c.from, c.port, c.to, got)
+				}
+			})
+		}
+		tries.Wait()
+	}
+	only("at first")
+	// The reverse-rule attack, from inside the source.
+	db := h.peer(t, "db")
+	h.docker(t, "exec", "db", "killall", "nc")
+	if got, err := dialFrom(db.Namespace, 80, h.address(t, "web")+":81"); err == nil {
+		t.Errorf("from the allowed port, the source reached %q", got)
+	}
+
+	h.docker(t, "restart", "-t", "0", "db")
+	only("after the source's restart")
+	h.docker(t, "restart", "-t", "0", "web")
+	only("after the recipient's restart")
+	h.agent.stop(t)
+	only("without the ambassador")
+	h.startAgent(t)
+	h.docker(t, "rm", "-f", "db")
+	if s := h.icc(t); len(s.Allowed) != 1 {
+		t.Errorf("allowed are %+v", s.Allowed)
+	}
+	h.docker(t, append([]string{"run", "-d", "--name", "db", "--network", "icc-a"}, serves...)...)
+	only("with another source of the same name")
+
+	allow("revoke", "web", "db", "80")
+	if got, err := h.ask("web", h.address(t, "db"), 80); err == nil {
+		t.Errorf("after it was revoked, got %q", got)
+	}
+	if out := h.docker(t, "exec", "web", "ip", "neigh", "show", "nud", "permanent"); out != "" {
+		t.Errorf("the recipient still has %q", out)
+	}
+	if out := allow("allow", "web", "elsewhere", "80"); !strings.Contains(out, "the two have no bridge in common") {
+		t.Errorf("it says %q", out)
+	}
+}
+
+// An engine whose rules are legacy ones, on a host whose default is the other
+// backend: the rules go where the engine's are.
+func TestEngineWithLegacyRules(t *testing.T) {
+	enginetest.Require(t, enginetest.Root, enginetest.Dockerd, enginetest.Programs("iptables-legacy", "iptables-nft"))
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "ip6tables", "iptables-save", "ip6tables-save", "iptables-restore", "ip6tables-restore"} {
+		target := strings.Replace(name, "tables", "tables-legacy", 1)
+		if err := os.Symlink("/usr/sbin/"+target, filepath.Join(dir, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	path := os.Getenv("PATH")
+	os.Setenv("PATH", dir+":"+path)
+	e := enginetest.Start(t, enginetest.Options{ICC: true})
+	os.Setenv("PATH", path)
+	h := newHostOn(t, e, "--icc=deny")
+	h.inHost(t, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+	var peers []*peer
+	for _, name := range []string{"one", "two"} {
+		h.source(t, name, h.busybox, "sleep", "1000")
+		peers = append(peers, h.peer(t, name))
+	}
+	h.enforced(t, "the start")
+	legacy, err := h.Command(context.Background(), "iptables-legacy-save").Output()
+	if err != nil || !strings.Contains(string(legacy), "-A DOCKER-USER -j AMBASSADOR-ICC") {
+		t.Errorf("the engine's rules are, %v\n%s", err, legacy)
+	}
+	if nft := h.inHost(t, "iptables-nft-save"); strings.Contains(nft, "AMBASSADOR") {
+		t.Errorf("the other rules are\n%s", nft)
+	}
+	if arrived := passes(t, peers[0], peers[1]); len(arrived) > 0 {
+		t.Errorf("%q arrive", arrived)
+	}
+	h.inHost(t, "iptables-legacy", "-F")
+	h.enforced(t, "iptables-legacy -F")
+}

@@ -1,0 +1,290 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/linkrun/linkrun/control"
+	"github.com/linkrun/linkrun/internal/enginetest"
+	"github.com/linkrun/linkrun/internal/frame"
+	"github.com/linkrun/linkrun/netns"
+	"github.com/linkrun/linkrun/netns/netnstest"
+)
+
+// peer is a container seen from the outside: its network namespace, and where
+// it is.
+type peer struct {
+	*netns.Namespace
+	name    string
+	network string
+	mac     net.HardwareAddr
+	gateway net.HardwareAddr // of the bridge it is on
+	addrs   []netip.Addr
+}
+
+// wireMagic marks the frames of these tests.
+const wireMagic = 0x65326569
+
+// peer opens the namespace of a container, which is on one network.
+func (h *host) peer(t *testing.T, name string) *peer {
+	t.Helper()
+	var inspected []struct {
+		State           struct{ Pid int }
+		NetworkSettings struct {
+			Networks map[string]struct {
+				IPAddress, GlobalIPv6Address, MacAddress, NetworkID string
+			}
+		}
+	}
+	if err := json.Unmarshal([]byte(h.docker(t, "inspect", name)), &inspected); err != nil {
+		t.Fatal(err)
+	}
+	ns, err := netns.Open("/proc/" + strconv.Itoa(inspected[0].State.Pid) + "/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	p := &peer{Namespace: ns, name: name}
+	for network, e := range inspected[0].NetworkSettings.Networks {
+		p.network = network
+		for _, a := range []string{e.IPAddress, e.GlobalIPv6Address} {
+			if addr, err := netip.ParseAddr(a); err == nil {
+				p.addrs = append(p.addrs, addr)
+			}
+		}
+		if p.mac, err = net.ParseMAC(e.MacAddress); err != nil {
+			t.Fatal(err)
+		}
+		device := "docker0"
+		if network != "bridge" {
+			device = "br-" + e.NetworkID[:12]
+		}
+		netnstest.Do(t, h.namespace(t), func() error {
+			dev, err := net.InterfaceByName(device)
+			if err == nil {
+				p.gateway = dev.HardwareAddr
+			}
+			return err
+		})
+	}
+	return p
+}
+
+// namespace is the engine's host.
+func (h *host) namespace(t *testing.T) *netns.Namespace {
+	t.Helper()
+	ns, err := netns.Open(h.NetNS())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+// shot is a frame that one container sends to another.
+type shot struct {
+	name  string
+	frame func(frame.Token) []byte
+}
+
+// shots are a frame of each kind, straight and by way of the host.
+func shots(a, b *peer) (all []shot) {
+	for way, mac := range map[string]net.HardwareAddr{"straight": b.mac, "by the host": a.gateway} {
+		hop := frame.Hop{From: a.mac, To: mac}
+		all = append(all,
+			shot{"raw " + way, func(t frame.Token) []byte { return frame.Raw(hop, t) }},
+			shot{"broadcast " + way, func(t frame.Token) []byte { return frame.Raw(frame.Hop{From: a.mac, To: frame.Broadcast}, t) }})
+		for _, src := range a.addrs {
+			for _, dst := range b.addrs {
+				if src.Is4() != dst.Is4() {
+					continue
+				}
+				family := map[bool]string{true: " IPv4 ", false: " IPv6 "}[src.Is4()]
+				flow := frame.Flow{From: netip.AddrPortFrom(src, 61000), To: netip.AddrPortFrom(dst, 80)}
+				all = append(all,
+					shot{"TCP" + family + way, func(t frame.Token) []byte { return frame.SYN(hop, flow, t) }},
+					shot{"UDP" + family + way, func(t frame.Token) []byte { return frame.UDP(hop, flow, t) }},
+					shot{"ICMP" + family + way, func(t frame.Token) []byte { return frame.Echo(hop, flow, t) }})
+				if src.Is4() {
+					all = append(all, shot{"ARP " + way, func(t frame.Token) []byte { return frame.ARP(a.mac, src, dst, t) }})
+				}
+			}
+		}
+	}
+	return all
+}
+
+// passes sends frames of each kind from inside one container to another, and
+// names those that arrive.
+func passes(t *testing.T, a, b *peer) []string {
+	t.Helper()
+	return passesAmong(t, a, b)[[2]string{a.name, b.name}]
+}
+
+// passesAmong does so from each to each, all at once, and tells by the names
+// of the two what arrives.
+func passesAmong(t *testing.T, peers ...*peer) map[[2]string][]string {
+	t.Helper()
+	type aim struct {
+		shot
+		from, to *peer
+	}
+	taps := map[*peer]*frame.Tap{}
+	for _, p := range peers {
+		taps[p] = openTap(t, p)
+		defer taps[p].Close()
+	}
+	var aims []aim
+	for _, a := range peers {
+		for _, b := range peers {
+			if a == b {
+				continue
+			}
+			for _, s := range shots(a, b) {
+				if err := taps[a].Send(s.frame(frame.Token{Magic: wireMagic, ID: uint32(len(aims))})); err != nil {
+					t.Fatal(err)
+				}
+				aims = append(aims, aim{s, a, b})
+			}
+		}
+	}
+	arrived := map[[2]string][]string{}
+	until := time.Now().Add(500 * time.Millisecond)
+	for _, p := range peers {
+		if err := taps[p].Watch(until, func(id uint32) bool {
+			if s := aims[id]; s.to == p {
+				way := [2]string{s.from.name, p.name}
+				arrived[way] = append(arrived[way], s.name)
+			}
+			return false
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for way, names := range arrived {
+		slices.Sort(names)
+		arrived[way] = slices.Compact(names)
+	}
+	return arrived
+}
+
+func openTap(t *testing.T, p *peer) (tap *frame.Tap) {
+	t.Helper()
+	netnstest.Do(t, p.Namespace, func() (err error) {
+		tap, err = frame.Open("eth0", wireMagic)
+		return err
+	})
+	return tap
+}
+
+// outside is a host beyond the engine's, on which a server answers.
+func (h *host) outside(t *testing.T) (ns *netns.Namespace, server netip.AddrPort) {
+	t.Helper()
+	ns = netnstest.New(t)
+	netnstest.Connect(t, "outside", h.namespace(t), netip.MustParsePrefix("10.250.0.1/24"), ns, netip.MustParsePrefix("10.250.0.2/24"))
+	var ln net.Listener
+	netnstest.Do(t, ns, func() (err error) {
+		ln, err = net.Listen("tcp4", "10.250.0.2:0")
+		return err
+	})
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			conn, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			io.WriteString(conn, "outside\n")
+			conn.Close()
+		}
+	}()
+	t.Cleanup(func() { ln.Close(); <-done })
+	return ns, ln.Addr().(*net.TCPAddr).AddrPort()
+}
+
+// dialFrom connects from a namespace, from a port unless that is 0, and
+// returns what the server says.
+func dialFrom(ns *netns.Namespace, port int, address string) (text string, err error) {
+	d := net.Dialer{Timeout: time.Second, LocalAddr: &net.TCPAddr{Port: port}}
+	var conn net.Conn
+	if err := ns.Do(func() error {
+		conn, err = d.DialContext(context.Background(), "tcp4", address)
+		return err
+	}); err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(5 * time.Second))
+	b, err := io.ReadAll(conn)
+	return strings.TrimSpace(string(b)), err
+}
+
+// icc asks the ambassador what is enforced.
+func (h *host) icc(t *testing.T) control.ICC {
+	t.Helper()
+	s, err := control.Dial(h.dir).ICC(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// enforced waits until everything wanted is found, and every rule is there
+// once.
+func (h *host) enforced(t *testing.T, after string) {
+	t.Helper()
+	start := time.Now()
+	enginetest.Poll(t, soon, func() error {
+		s, err := control.Dial(h.dir).ICC(t.Context())
+		switch {
+		case err != nil:
+			return err
+		case len(s.Missing) > 0:
+			return fmt.Errorf("after %s, missing: %q", after, s.Missing)
+		}
+		for _, b := range s.Bridges {
+			if b.Wanted != b.Found {
+				return fmt.Errorf("after %s, %s is %s, not %s", after, b.Bridge, b.Found, b.Wanted)
+			}
+		}
+		return h.noRuleTwice(t)
+	})
+	t.Logf("enforced %v after %s", time.Since(start).Round(time.Millisecond), after)
+}
+
+// noRuleTwice says which rule of the ambassador's is there more than once.
+func (h *host) noRuleTwice(t *testing.T) error {
+	t.Helper()
+	for _, program := range []string{"iptables-save", "ip6tables-save"} {
+		seen := map[string]bool{}
+		for line := range strings.Lines(run(t, h.Command(t.Context(), program)).out) {
+			if strings.HasPrefix(line, "-A") && strings.Contains(line, "AMBASSADOR") {
+				if seen[line] {
+					return fmt.Errorf("%s has two of %s", program, line)
+				}
+				seen[line] = true
+			}
+		}
+	}
+	return nil
+}
+
+// inHost runs a program on the engine's host, which must succeed.
+func (h *host) inHost(t *testing.T, argv ...string) string {
+	t.Helper()
+	r := run(t, h.Command(t.Context(), argv[0], argv[1:]...))
+	if r.code != 0 {
+		t.Fatalf("%q: exit status %d\n%s", argv, r.code, r.err)
+	}
+	return r.out
+}
