@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 
@@ -68,6 +69,7 @@ func TestBackendChanges(t *testing.T) {
 	must(t, host.other, "iptables", "-F", "DOCKER-USER")
 	must(t, host.other, "iptables", "-X", "DOCKER-USER")
 	must(t, host.usual, "iptables", "-N", "DOCKER-USER")
+	w.chosenAt = w.chosenAt.Add(-2 * trustFor)
 	reconcile()
 	enforced(t, &world{run: host.usual.run, backend: NFT}, policies[1])
 	enforced(t, &world{run: host.other.run, backend: Legacy}, Policy{})
@@ -80,6 +82,23 @@ func TestBackendChanges(t *testing.T) {
 		if s := k.tables[ip4].save(); strings.Contains(s, "AMBASSADOR") {
 			t.Errorf("%s has\n%s", k.backend, s)
 		}
+	}
+}
+
+// Where the engine's rules are is not looked up at every glance: on a host
+// with legacy rules there is one a second.
+func TestGlanceIsCheap(t *testing.T) {
+	k := newFake(Legacy)
+	must(t, k, "iptables", "-N", "DOCKER-USER")
+	w := &Firewall{Run: k.run, Kernel: k}
+	for range 3 {
+		k.ran = nil
+		if _, err := w.Reconcile(t.Context(), policies[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := []string{"iptables-save", "ip6tables-save"}; !slices.Equal(k.ran, want) {
+		t.Errorf("it ran %q, want %q", k.ran, want)
 	}
 }
 

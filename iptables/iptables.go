@@ -37,7 +37,8 @@ type Firewall struct {
 
 	mu       sync.Mutex // one reconciliation at a time
 	chosen   tool
-	alone    bool // no other backend holds rules of ours
+	chosenAt time.Time // zero: the engine's rules were not found there
+	alone    bool      // no other backend holds rules of ours
 	verified verified
 }
 
@@ -225,17 +226,19 @@ func (w *Firewall) dropTable(ctx context.Context, t tool, f family) (string, err
 	return "left the empty filter table", ErrUnsettled
 }
 
-// choose decides which backend the rules go to, and returns the others.
+// choose decides which backend the rules go to, and returns the others. Where
+// the engine's rules were seen a moment ago, they still are.
 func (w *Firewall) choose(ctx context.Context) (others []tool) {
+	if w.alone && !w.chosenAt.IsZero() && time.Since(w.chosenAt) < trustFor {
+		return nil
+	}
+	w.chosenAt = time.Time{}
 	tools := w.tools(ctx)
 	now := tools[0]
 	for _, t := range tools {
-		if len(tools) == 1 {
-			break
-		}
 		found, _, err := t.list(ctx, ip4)
 		if err == nil && found.chain(hookDocker) != nil {
-			now = t
+			now, w.chosenAt = t, time.Now()
 			break
 		}
 	}
