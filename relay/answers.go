@@ -82,6 +82,7 @@ func checksum(b []byte) uint16 {
 // answers. payload has to stay as it is until then.
 func (w *worker) answer(c *conn, payload []byte) {
 	d, l, key := &w.datagrams, c.flow.listener, c.flow.key
+	c.flow.answered = true
 	if l.reply < 0 {
 		k := w.nextAnswer(l.recv, key.client, c)
 		d.outIov[k][0].Base = unsafe.SliceData(payload)

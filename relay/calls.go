@@ -184,6 +184,15 @@ func shutdownWrite(fd int32) {
 	unix.RawSyscall(unix.SYS_SHUTDOWN, uintptr(fd), unix.SHUT_WR, 0)
 }
 
+// hungUp says whether the other end of a pair has been closed, which a packet
+// socket tells like an empty packet.
+func hungUp(fd int32) bool {
+	p := unix.PollFd{Fd: fd}
+	var now unix.Timespec
+	n, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p)), 1, uintptr(unsafe.Pointer(&now)), 0, 0, 0)
+	return n == 1 && p.Revents&unix.POLLHUP != 0
+}
+
 func closeFD(fd int32) {
 	unix.RawSyscall(unix.SYS_CLOSE, uintptr(fd), 0, 0)
 }

@@ -15,13 +15,17 @@ func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
 	if errno == 0 {
 		l = route(local)
 	}
-	if l == nil || l.Source == nil || !l.use(w.engine) {
+	if l == nil || l.Source == nil && l.Take == nil || !l.use(w.engine) {
 		w.engine.unrouted.Add(1)
 		w.refuse(fd)
 		return
 	}
 	if !l.admit() {
 		w.refuse(fd)
+		return
+	}
+	if l.Take != nil {
+		w.takeOut(fd, local, l)
 		return
 	}
 	source, to, err := l.Source.Socket(local.Port())

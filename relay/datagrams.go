@@ -223,6 +223,12 @@ func (w *worker) sendRow(l *PacketListener, k, row int) {
 	if size == 0 {
 		size = int(d.in[k].n)
 	}
+	if c.flow.noGSO {
+		for j := range row {
+			w.sendCut(l, k+j, size)
+		}
+		return
+	}
 	h := unix.Msghdr{Iov: &d.gsoIov[0]}
 	h.SetIovlen(row)
 	for j := range row {
@@ -320,12 +326,18 @@ func (w *worker) answersOf(c *conn) {
 	d := &w.datagrams
 	n, errno := d.receive(c.ends[fromSource].fd, false)
 	if !w.hasAnswer(c, errno) {
+		w.flushAnswers() // the client may have to be told
 		return
 	}
 	if n < packetBatch/2 {
 		c.flow.burst = 0
 	}
 	for k := range n {
+		if c.flow.paired && d.in[k].n == 0 && hungUp(c.ends[fromSource].fd) {
+			w.flushAnswers() // they are counted with the flow
+			w.pairEnded(c)
+			break
+		}
 		w.answer(c, d.payload(k))
 	}
 	w.flushAnswers()
@@ -343,7 +355,11 @@ func (w *worker) answersOfAll(ready []*conn) {
 	w.calls.recvAll(d.singles[:len(ready)])
 	for k, c := range ready {
 		t := &d.singles[k]
-		if w.hasAnswer(c, t.errno) {
+		switch {
+		case !w.hasAnswer(c, t.errno):
+		case c.flow.paired && t.n == 0 && hungUp(t.fd):
+			w.pairEnded(c)
+		default:
 			w.answer(c, t.buf[:t.n])
 		}
 		t.c = nil
@@ -354,9 +370,14 @@ func (w *worker) answersOfAll(ready []*conn) {
 func (w *worker) hasAnswer(c *conn, errno syscall.Errno) bool {
 	switch errno {
 	case 0:
-		c.flow.answered = true
 		return true
 	case unix.EAGAIN, unix.EINTR:
+	case unix.ECONNRESET, unix.ECONNREFUSED:
+		if c.flow.paired { // it was closed with datagrams unread
+			w.pairEnded(c)
+			return false
+		}
+		fallthrough
 	default:
 		w.flowFailed(c, errno)
 	}

@@ -23,6 +23,11 @@
 // more is read: the writer's window closes. Apart from those a connection is
 // its two sockets and some 160 bytes.
 //
+// What is not just another socket is carried by others: they take an accepted
+// connection over (Link.Take), and may give it back once it is one, or hold
+// the other end of a flow's socket (Source.PacketSocket). The engine counts
+// and cuts those connections with the rest.
+//
 // # What did not pay
 //
 // On a machine of two processors, against the median of interleaved runs:

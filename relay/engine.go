@@ -46,6 +46,8 @@ type Engine struct {
 	moves  atomic.Uint64 // connections that went from one worker to another
 	spread sync.Mutex    // held while active changes
 
+	taken takenSet
+
 	pipes     atomic.Int64
 	unrouted  atomic.Uint64
 	backedOff atomic.Uint64
@@ -92,8 +94,8 @@ func (e *Engine) Start() error {
 }
 
 // Close stops every listener, resets every connection, and returns when all
-// workers have ended and no descriptor is left. An engine is not started
-// again.
+// workers have ended and no descriptor is left but those that were taken
+// over, whose takers have been told. An engine is not started again.
 func (e *Engine) Close() error {
 	e.mu.Lock()
 	if !e.running {
@@ -115,6 +117,7 @@ func (e *Engine) Close() error {
 		w.post(func(w *worker) { w.stopping = true })
 	}
 	e.loops.Wait()
+	e.taken.cut(nil)
 	return nil
 }
 
@@ -180,17 +183,23 @@ func (e *Engine) Pair(a, b int, l *Link) error {
 	if !l.admit() {
 		return fmt.Errorf("pairing two connections: %w", ErrLimit)
 	}
+	if !e.join(a, b, l) {
+		l.leave(otherCause)
+		return fmt.Errorf("pairing two connections: %w", ErrClosed)
+	}
+	return nil
+}
+
+// join gives two sockets, and a connection that has been admitted, to the
+// worker with the fewest. It is false when the engine is closed.
+func (e *Engine) join(a, b int, l *Link) bool {
 	best := e.workers[0]
 	for _, w := range e.inUse() {
 		if w.load.Load() < best.load.Load() {
 			best = w
 		}
 	}
-	if !best.post(func(w *worker) { w.join(int32(a), int32(b), l) }) {
-		l.leave(otherCause)
-		return fmt.Errorf("pairing two connections: %w", ErrClosed)
-	}
-	return nil
+	return best.post(func(w *worker) { w.join(int32(a), int32(b), l) })
 }
 
 // everyWorker has each worker run fn, one after the other. Workers

@@ -13,6 +13,7 @@ type flow struct {
 	key      flowKey
 	answered bool // the source has sent something
 	noGSO    bool // its route does not take several datagrams at once
+	paired   bool // its source end is one of a pair, see Source.PacketSocket
 	burst    uint8
 	// lastReady is the worker's round in which the flow was last ready: one
 	// that is ready in round after round sends faster than one datagram each.
@@ -56,15 +57,18 @@ func (w *worker) flowFor(l *PacketListener, key flowKey) (*conn, syscall.Errno) 
 		link.leave(noSocket)
 		return nil, unix.ECONNREFUSED
 	}
-	if errno := startConnect(int32(fd), to); errno != 0 {
-		closeFD(int32(fd))
-		link.leave(connectCause(errno))
-		return nil, errno
+	paired := !to.IsValid()
+	if !paired {
+		if errno := startConnect(int32(fd), to); errno != 0 {
+			closeFD(int32(fd))
+			link.leave(connectCause(errno))
+			return nil, errno
+		}
+		setReceiveBuffer(int32(fd), flowBuffer)
 	}
-	setReceiveBuffer(int32(fd), flowBuffer)
 	c := w.open(-1, int32(fd), link)
 	c.state, c.settled = established, true
-	c.flow = &flow{listener: l, key: key}
+	c.flow = &flow{listener: l, key: key, paired: paired, noGSO: paired}
 	if errno := w.poll.control(unix.EPOLL_CTL_ADD, int32(fd), unix.EPOLLIN, c.slot<<1|fromSource, c.gen); errno != 0 {
 		w.end(c, noSocket)
 		return nil, unix.EAGAIN
@@ -105,6 +109,15 @@ func (w *worker) flowFailed(c *conn, errno syscall.Errno) {
 	if errno == unix.ECONNREFUSED {
 		w.unreachable(l, key)
 	}
+}
+
+// pairEnded ends a flow whose carrier has closed its end.
+func (w *worker) pairEnded(c *conn) {
+	if c.flow.answered {
+		w.end(c, finished)
+		return
+	}
+	w.flowFailed(c, unix.ECONNREFUSED)
 }
 
 // setReceiveBuffer asks for size bytes, beyond the system's bound for

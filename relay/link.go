@@ -20,7 +20,11 @@ type Source interface {
 	// address the source's port has. The engine connects the socket and
 	// closes it.
 	Socket(port uint16) (fd int, to netip.AddrPort, err error)
-	// PacketSocket is the same for UDP.
+	// PacketSocket is the same for UDP. A socket that comes with the zero
+	// AddrPort is connected already: it is one end of a pair of packet sockets
+	// (AF_UNIX, SOCK_SEQPACKET), of which the other is with somebody who
+	// carries the flow. Whoever closes an end ends the flow; before the first
+	// answer that is a refusal.
 	PacketSocket(port uint16) (fd int, to netip.AddrPort, err error)
 }
 
@@ -29,8 +33,16 @@ type Source interface {
 // exported fields are not changed once the link has been used; a Link belongs
 // to the first Engine that carried one of its connections.
 type Link struct {
-	// Source is needed for all but connections that come to Engine.Pair.
+	// Source is needed for all but connections that come to Engine.Pair or
+	// to Take.
 	Source Source
+	// Take, if set, gets the TCP connections of the link, those above MaxConns
+	// excepted, instead of their being connected to Source: for what is not
+	// just another socket, or not yet. Workers call it, several at the same
+	// time; it must not block and never calls back into the engine, so what it
+	// does first is to start a goroutine. Of the limits only MaxConns is kept
+	// for what was taken.
+	Take func(*Taken)
 
 	// ConnectTimeout is how long the source may take to answer a connect.
 	// 0 is DefaultConnectTimeout, negative leaves it to the kernel.

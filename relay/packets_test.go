@@ -39,7 +39,9 @@ func newPacketBed(t testing.TB, e *Engine, l *Link, raw bool) *packetBed {
 	}
 	b.listen(netip.AddrPort{})
 	b.to = &testSource{to: b.server.LocalAddr().(*net.UDPAddr).AddrPort()}
-	l.Source = b.to
+	if l.Source == nil {
+		l.Source = b.to
+	}
 	recv, front := packetFD(t)
 	b.front = front
 	reply := -1

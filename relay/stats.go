@@ -69,7 +69,7 @@ func connectCause(errno syscall.Errno) cause {
 	switch errno {
 	case unix.ECONNREFUSED:
 		return refused
-	case unix.ECONNRESET: // it had been established by then
+	case unix.ECONNRESET, unix.EPIPE: // it had been established by then
 		return resetByEnd
 	case unix.ETIMEDOUT:
 		return timedOut
@@ -135,10 +135,16 @@ func (l *Link) fail(why cause) { l.live.failures[why].Add(1) }
 // Stats reads the counters of l. It may be called at any time, by anyone.
 func (l *Link) Stats() Stats {
 	s := Stats{Open: l.live.open.Load(), Total: l.live.total.Load()}
-	if l.live.engine.Load() != nil {
+	if e := l.live.engine.Load(); e != nil {
+		e.taken.Lock()
+		defer e.taken.Unlock() // what ends meanwhile is counted once
 		for i := range l.live.shards {
 			s.ToSource += l.live.shards[i].bytes[fromRecipient].Load()
 			s.ToRecipient += l.live.shards[i].bytes[fromSource].Load()
+		}
+		for t := range e.taken.of[l] {
+			s.ToSource += t.ToSource.Load()
+			s.ToRecipient += t.ToRecipient.Load()
 		}
 	}
 	f := &l.live.failures
@@ -164,9 +170,9 @@ func (l *Link) Stats() Stats {
 type ConnStats struct {
 	Client      netip.AddrPort // the recipient's end; invalid if that is no IP socket
 	Local       netip.AddrPort // the address it was made to
-	Established bool           // the source has answered
+	Established bool           // the source has answered; false if somebody else has it, see Link.Take
 	Age         time.Duration  // since it was accepted
-	Quiet       time.Duration  // since a byte last moved
+	Quiet       time.Duration  // since a byte last moved; 0 if somebody else has it
 	ToSource    uint64         // bytes
 	ToRecipient uint64         // bytes
 }
@@ -194,6 +200,16 @@ func (l *Link) Conns() []ConnStats {
 			}
 		})
 	})
+	now := uint32(time.Since(e.workers[0].start) >> tickShift)
+	e.taken.each(l, func(t *Taken) {
+		all = append(all, ConnStats{
+			Client:      t.Client,
+			Local:       t.Local,
+			Age:         ticksToDuration(now - t.born),
+			ToSource:    t.ToSource.Load(),
+			ToRecipient: t.ToRecipient.Load(),
+		})
+	})
 	return all
 }
 
@@ -208,7 +224,8 @@ func (c *conn) addrs() (client, local netip.AddrPort) {
 }
 
 // Cut resets every connection and forgets every flow of l, and returns how
-// many there were. What is accepted afterwards is up to the listener's route:
+// many there were. Those that were taken over are reset by their takers, who
+// have been told when it returns. What is accepted afterwards is up to the listener's route:
 // take the link out of it first. Cut waits for the workers, so it is not
 // called from a Source or a route.
 func (l *Link) Cut() int {
@@ -226,7 +243,8 @@ func (l *Link) Cut() int {
 				}
 			})
 		})
-		// A connection that changed workers meanwhile may have been missed.
+		n += e.taken.cut(l)
+		// A connection that changed hands meanwhile may have been missed.
 		if e.moves.Load() == moves {
 			return n
 		}
