@@ -43,6 +43,21 @@ func (c *Credential) RenewAt() time.Time {
 	return c.NotBefore.Add(c.NotAfter.Sub(c.NotBefore) * 2 / 3)
 }
 
+// Check tells why nobody takes the credential now: its time has not come, or
+// is over.
+func (c *Credential) Check(now time.Time) error {
+	var when string
+	switch {
+	case now.Before(c.NotBefore):
+		when = "is valid from " + c.NotBefore.UTC().Format(time.RFC3339) + " on"
+	case now.After(c.NotAfter):
+		when = "was valid until " + c.NotAfter.UTC().Format(time.RFC3339)
+	default:
+		return nil
+	}
+	return fmt.Errorf("the certificate of %v %s, and the clock here says %s", c.ID, when, now.UTC().Format(time.RFC3339))
+}
+
 // Trusts is how many roots the credential trusts: two while the authority
 // changes from one to the next.
 func (c *Credential) Trusts() int { return len(c.anchors) }

@@ -598,3 +598,32 @@ func until(t testing.TB, what string, cond func() bool) {
 		}
 	}
 }
+
+func TestCheck(t *testing.T) {
+	c := member(t, authority(t), "hosta").Current()
+	for at, want := range map[time.Time]string{
+		c.NotBefore.Add(-time.Hour): "the certificate of spiffe://example.org/host/hosta is valid from ",
+		c.NotAfter.Add(time.Hour):   "the certificate of spiffe://example.org/host/hosta was valid until ",
+	} {
+		err := c.Check(at)
+		wantLine(t, "the check", err, want)
+		wantLine(t, "the check", err, ", and the clock here says "+at.UTC().Format(time.RFC3339))
+	}
+	if err := c.Check(time.Now()); err != nil {
+		t.Errorf("a good one gives %v", err)
+	}
+}
+
+func TestSave(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "a", "b")
+	c := member(t, authority(t), "hosta").Current()
+	if err := Save(dir, c); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := os.Stat(dir); err != nil || info.Mode().Perm() != 0o700 {
+		t.Errorf("the directory is %v, %v", info, err)
+	}
+	if s, err := Open(In(dir)); err != nil || s.Current().ID != c.ID {
+		t.Errorf("opening it gives %v, %v", s, err)
+	}
+}

@@ -37,13 +37,17 @@ type joinAnswer struct {
 }
 
 // Join gets a host's first credential over a fresh TLS connection that was
-// made with JoinClientTLS for the same token.
-func Join(conn *tls.Conn, t Token) (*Credential, error) {
-	c, err := join(conn, t)
-	if err != nil {
-		return nil, fmt.Errorf("joining with %v: %w", t, err)
+// made with JoinClientTLS for the same token. It also returns the host that
+// has the authority.
+func Join(conn *tls.Conn, t Token) (c *Credential, authority ID, err error) {
+	c, err = join(conn, t)
+	if err == nil {
+		authority, err = IDOf(conn.ConnectionState().PeerCertificates[0])
 	}
-	return c, nil
+	if err != nil {
+		return nil, ID{}, fmt.Errorf("joining with %v: %w", t, err)
+	}
+	return c, authority, nil
 }
 
 func join(conn *tls.Conn, t Token) (*Credential, error) {
@@ -59,7 +63,26 @@ func join(conn *tls.Conn, t Token) (*Credential, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newCredential(issued.Chain, issued.Roots, key)
+	c, err := newCredential(issued.Chain, issued.Roots, key)
+	if err != nil {
+		return nil, err
+	}
+	return c, t.vouches(c)
+}
+
+// vouches tells whether the root that the token names has signed c. Another
+// host of the domain can show that root, too, and hand out anything.
+func (t Token) vouches(c *Credential) error {
+	pinned := x509.NewCertPool()
+	for _, root := range c.anchors {
+		if t.pins(root) {
+			pinned.AddCert(root)
+		}
+	}
+	if _, err := verify([]*x509.Certificate{c.Certificate.Leaf}, pinned, c.ID.Domain, x509.ExtKeyUsageServerAuth, time.Now()); err != nil {
+		return fmt.Errorf("what was handed out is not of the root that the token names: %w", err)
+	}
+	return nil
 }
 
 // ServeJoin answers Join, at from, over a connection made with JoinServerTLS.
@@ -170,16 +193,16 @@ func (a *Authority) First(host string) (*Credential, error) {
 	return newCredential(issued.Chain, issued.Roots, key)
 }
 
-// JoinServerTLS is for connections of hosts that join. The server shows a
-// certificate made for the moment and the root that has signed it, which is
-// the one that new tokens name.
-func (a *Authority) JoinServerTLS() *tls.Config {
+// JoinServerTLS is for connections of hosts that join, at the authority's own
+// host. The server shows a certificate made for the moment and the root that
+// has signed it, which is the one that new tokens name.
+func (a *Authority) JoinServerTLS(host string) *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             []string{JoinProtocol},
 		SessionTicketsDisabled: true,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
-			c, err := a.First("authority")
+			c, err := a.First(host)
 			if err != nil {
 				return nil, err
 			}

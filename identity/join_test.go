@@ -20,7 +20,7 @@ func joined(t testing.TB, a *Authority, token Token) (c *Credential, host string
 	y.SetDeadline(time.Now().Add(patience))
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		conn := tls.Server(y, a.JoinServerTLS())
+		conn := tls.Server(y, a.JoinServerTLS("hosta"))
 		if serverErr = conn.Handshake(); serverErr == nil {
 			host, serverErr = a.ServeJoin(conn, "10.0.0.7:41000")
 		}
@@ -28,7 +28,11 @@ func joined(t testing.TB, a *Authority, token Token) (c *Credential, host string
 	})
 	conn := tls.Client(x, JoinClientTLS(token))
 	if clientErr = conn.Handshake(); clientErr == nil {
-		c, clientErr = Join(conn, token)
+		var at ID
+		c, at, clientErr = Join(conn, token)
+		if want := (ID{a.Domain, "hosta"}); clientErr == nil && at != want {
+			t.Errorf("the authority is at %v, want %v", at, want)
+		}
 	}
 	x.Close()
 	wg.Wait()
@@ -116,6 +120,46 @@ func TestJoinWithAnotherAuthority(t *testing.T) {
 	wantLine(t, "the impostor", serverErr, "bad certificate")
 }
 
+// Another host of the domain can show the root that a token names, but hand
+// out nothing in its name.
+func TestJoinWithAnotherHost(t *testing.T) {
+	a := authority(t)
+	impostor, err := InitAuthority(filepath.Join(t.TempDir(), "impostor"), "example.org")
+	if err != nil {
+		t.Fatal(err)
+	}
+	token, err := a.NewToken("hostb", TokenLife)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, y := net.Pipe()
+	defer x.Close()
+	defer y.Close()
+	x.SetDeadline(time.Now().Add(patience))
+	y.SetDeadline(time.Now().Add(patience))
+	go func() {
+		conn := tls.Server(y, a.JoinServerTLS("hostc")) // what hostc has is as good
+		var r joinRequest
+		if receive(conn, &r) != nil {
+			return
+		}
+		public, _ := keyOf(r.CSR)
+		issued, _ := impostor.Issue("hostb", public)
+		real, _ := a.load()
+		issued.Roots = append(issued.Roots, real.trusted(time.Now())...)
+		send(conn, joinAnswer{Issued: issued})
+	}()
+	conn := tls.Client(x, JoinClientTLS(token))
+	if err := conn.Handshake(); err != nil {
+		t.Fatal(err)
+	}
+	c, _, err := Join(conn, token)
+	if c != nil {
+		t.Error("it joined a domain of another host's making")
+	}
+	wantLine(t, "the host", err, "what was handed out is not of the root that the token names")
+}
+
 // Whoever relays the proof of a host to the authority over a connection of its
 // own gets nothing for it.
 func TestProofIsBoundToTheConnection(t *testing.T) {
@@ -133,7 +177,7 @@ func TestProofIsBoundToTheConnection(t *testing.T) {
 	var wg sync.WaitGroup
 	var serverErr error
 	wg.Go(func() {
-		conn := tls.Server(y, a.JoinServerTLS())
+		conn := tls.Server(y, a.JoinServerTLS("hosta"))
 		if serverErr = conn.Handshake(); serverErr == nil {
 			_, serverErr = a.ServeJoin(conn, "mallory")
 		}

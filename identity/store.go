@@ -189,6 +189,14 @@ func (s *Store) Replace(c *Credential) error {
 	return nil
 }
 
+// Save writes c to the files of a directory, see In, which is made if need be.
+func Save(dir string, c *Credential) error {
+	if err := makeDir(dir); err != nil {
+		return fmt.Errorf("saving the identity in %q: %w", dir, err)
+	}
+	return save(In(dir), c)
+}
+
 // save writes c to files that hold chain and key together. The roots come
 // first: with new roots the old chain is still good.
 func save(files Files, c *Credential) error {

@@ -43,7 +43,7 @@ func Start(ctx context.Context, conn net.Conn, c Config) (*Session, error) {
 	s := Client(conn, c)
 	if err := s.Ready(ctx); err != nil {
 		s.Close()
-		return nil, fmt.Errorf("starting a session with %v: %w", conn.RemoteAddr(), err)
+		return nil, fmt.Errorf("starting a session with %v: %w", conn.RemoteAddr(), explain(err))
 	}
 	return s, nil
 }

@@ -2,7 +2,6 @@ package tunnel
 
 import (
 	"cmp"
-	"container/list"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -10,6 +9,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/places"
 )
 
 // Listener takes connections of other hosts as far as the end of their
@@ -27,8 +28,7 @@ type Listener struct {
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 
-	mu       sync.Mutex
-	underway list.List // of net.Conn, oldest first
+	underway places.Places
 }
 
 // Listen listens on addr for connections that Serve is to accept. They are
@@ -67,12 +67,12 @@ func (l *Listener) Serve(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		pause = 0
-		place := l.enter(conn)
-		handlers.Go(func() { l.handshake(ctx, conn, place) })
+		leave := l.underway.Take(cmp.Or(l.MaxHandshakes, 256), conn)
+		handlers.Go(func() { l.handshake(ctx, conn, leave) })
 	}
 }
 
-func (l *Listener) handshake(ctx context.Context, conn net.Conn, place *list.Element) {
+func (l *Listener) handshake(ctx context.Context, conn net.Conn, leave func()) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTime)
 	defer cancel()
 	if tcp, ok := conn.(*net.TCPConn); ok {
@@ -81,29 +81,12 @@ func (l *Listener) handshake(ctx context.Context, conn net.Conn, place *list.Ele
 		}
 	}
 	secured, err := SecureServer(ctx, conn, l.TLS)
-	l.leave(place)
+	leave()
 	if err != nil {
-		l.log().Warn("refused a connection", "from", conn.RemoteAddr(), "err", err)
+		l.log().Warn("a connection came to nothing", "from", conn.RemoteAddr(), "err", err)
 		return
 	}
 	l.Handle(secured)
-}
-
-// enter gives conn a place, if need be that of the oldest.
-func (l *Listener) enter(conn net.Conn) *list.Element {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.underway.Len() >= cmp.Or(l.MaxHandshakes, 256) {
-		oldest := l.underway.Remove(l.underway.Front()).(net.Conn)
-		oldest.Close()
-	}
-	return l.underway.PushBack(conn)
-}
-
-func (l *Listener) leave(place *list.Element) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.underway.Remove(place) // does nothing if it has been taken
 }
 
 func (l *Listener) log() *slog.Logger {

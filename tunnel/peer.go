@@ -32,6 +32,9 @@ type Peer struct {
 	// Handle gets the streams that the peer opens, see Session.Serve. nil
 	// refuses them.
 	Handle func(*Incoming)
+	// Changed is called when a session has come or gone, or the reason why
+	// there is none is another. It must not wait. nil is for nobody.
+	Changed func()
 	// MaxAge is how old a session gets before it is replaced. 0 is 12 h.
 	MaxAge time.Duration
 	// Log gets what an operator has to know. nil discards it.
@@ -42,6 +45,7 @@ type Peer struct {
 	sessions []*member     // oldest first
 	changed  chan struct{} // closed when something has changed, and replaced; nil until somebody waits
 	reason   error         // why there is no session
+	told     complaint     // what the log has of it
 	since    time.Time     // when the peer came up, or went down
 	up       bool
 	renewals int // calls of Renew
@@ -61,16 +65,25 @@ type member struct {
 // PeerState is a moment of a peer's life.
 type PeerState struct {
 	Up      bool
-	Since   time.Time     // when it came up, or went down
-	Reason  string        // why it is down
-	RTT     time.Duration // of the session that new streams go to
-	Streams int           // of all sessions, in both directions
+	Since   time.Time // when it came up, or went down
+	Reason  string    // why it is down
+	Streams int       // of all sessions, in both directions
+
+	// Of the session that new streams go to.
+	Address string // the peer's
+	Dialed  bool   // by this side
+	RTT     time.Duration
 }
+
+// maxAdopted is how many sessions a peer may have dialed. Those that are left
+// over from the past, with streams that do not end, come to a few a day.
+const maxAdopted = 32
 
 var (
 	errNoSession = errors.New("there is no session yet")
 	errNoWay     = errors.New("the peer has not connected, and how to reach it is not known")
 	errExpired   = errors.New("the certificate of the session has expired")
+	errSurplus   = errors.New("the peer has dialed too many sessions")
 )
 
 // Reach says how the peer is reached; nil is not at all.
@@ -181,7 +194,7 @@ func (p *Peer) State() PeerState {
 		st.Streams += m.Stats().Open
 	}
 	if m := p.newest(); m != nil {
-		st.RTT = m.RTT()
+		st.RTT, st.Dialed, st.Address = m.RTT(), m.dialed, m.RemoteAddr().String()
 	}
 	if !p.up {
 		st.Reason = p.why().Error()
@@ -267,17 +280,35 @@ func (p *Peer) due(m *member, now time.Time) bool {
 // many.
 func (p *Peer) add(m *member) {
 	m.started = time.Now()
-	if !p.enter(m) {
+	surplus, ok := p.enter(m)
+	if !ok {
 		m.Close()
+		return
+	}
+	if surplus != nil {
+		p.log().Warn("cutting the oldest of too many sessions", "peer", p.Name, "streams", surplus.Stats().Open)
+		surplus.wire.fail(errSurplus)
+	}
+	p.tell()
+}
+
+// tell says that something has changed.
+func (p *Peer) tell() {
+	if p.Changed != nil {
+		p.Changed()
 	}
 }
 
-// enter is add, unless the peer is stopped.
-func (p *Peer) enter(m *member) bool {
+// enter is add, unless the peer is stopped. It returns the session that has to
+// go for it, if there is one.
+func (p *Peer) enter(m *member) (surplus *member, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.stopped {
-		return false
+		return nil, false
+	}
+	if !m.dialed {
+		surplus = p.surplus()
 	}
 	// The other side does the same with those that it has dialed.
 	first := p.Name < p.Own
@@ -286,18 +317,34 @@ func (p *Peer) enter(m *member) bool {
 			p.leave(older)
 		}
 	}
-	surplus := m.dialed && first && p.adopted() != nil
+	leaves := m.dialed && first && p.adopted() != nil
 	p.sessions = append(p.sessions, m)
 	p.serving.Go(func() { p.serve(m) })
-	if surplus {
+	if leaves {
 		p.leave(m)
 	}
 	if !p.up {
-		p.up, p.since = true, m.started
+		p.up, p.since, p.told = true, m.started, complaint{}
 		p.log().Info("peer up", "peer", p.Name, "address", m.RemoteAddr(), "dialed", m.dialed)
 	}
 	p.change()
-	return true
+	return surplus, true
+}
+
+// surplus is the oldest session that the peer has dialed, if it may not have
+// another one. Caller holds mu.
+func (p *Peer) surplus() (oldest *member) {
+	n := 0
+	for _, m := range slices.Backward(p.sessions) {
+		if !m.dialed && m.Err() == nil {
+			oldest = m
+			n++
+		}
+	}
+	if n < maxAdopted {
+		return nil
+	}
+	return oldest
 }
 
 // adopted is a session that the peer has dialed and that takes new streams.
@@ -328,6 +375,12 @@ func (p *Peer) serve(m *member) {
 	}
 	err := m.Serve(handle)
 	m.Close()
+	p.forget(m, err)
+	p.tell()
+}
+
+// forget is for a session that has ended.
+func (p *Peer) forget(m *member, err error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.sessions = slices.DeleteFunc(p.sessions, func(other *member) bool { return other == m })
@@ -340,20 +393,38 @@ func (p *Peer) serve(m *member) {
 	p.change()
 }
 
+// complaint is what the log has been told last.
+type complaint struct {
+	text string
+	at   time.Time
+}
+
+// complainAgain is how long the log is spared another reason: there are those
+// that are never twice the same.
+const complainAgain = time.Minute
+
 // failed notes why the peer cannot be reached.
 func (p *Peer) failed(ctx context.Context, err error) {
+	if ctx.Err() == nil && p.note(err) {
+		p.log().Warn("peer cannot be reached; trying again", "peer", p.Name, "err", err)
+		p.tell()
+	}
+}
+
+// note is failed, and reports whether anybody has to be told.
+func (p *Peer) note(err error) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if ctx.Err() != nil {
-		return
-	}
-	if p.reason == nil || p.reason.Error() != err.Error() {
-		p.log().Warn("peer cannot be reached; trying again", "peer", p.Name, "err", err)
+	now := time.Now()
+	if p.since.IsZero() {
+		p.since = now
 	}
 	p.reason = err
-	if p.since.IsZero() {
-		p.since = time.Now()
+	if text := err.Error(); text != p.told.text && now.Sub(p.told.at) > complainAgain {
+		p.told = complaint{text, now}
+		return true
 	}
+	return false
 }
 
 // expire closes the sessions whose proof has run out, unless a younger one

@@ -3,6 +3,7 @@ package tunnel
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -42,9 +43,19 @@ func secure(ctx context.Context, conn net.Conn, config *tls.Config, side func(ne
 	}
 	if err != nil {
 		conn.Close()
-		return nil, fmt.Errorf("securing the connection with %v: %w", conn.RemoteAddr(), err)
+		return nil, fmt.Errorf("securing the connection with %v: %w", conn.RemoteAddr(), explain(err))
 	}
 	return s, nil
+}
+
+// explain says whose refusal an alert of TLS is: the alert does not tell what
+// the other side did not like.
+func explain(err error) error {
+	var op *net.OpError
+	if errors.As(err, &op) && op.Op == "remote error" {
+		return fmt.Errorf("the other side refuses it, and its log says why: %w", err)
+	}
+	return err
 }
 
 // Write sends p in as many records as it takes and one system call. crypto/tls
