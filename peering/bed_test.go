@@ -155,12 +155,16 @@ func newHost(t testing.TB, s *identity.Store) (h *host, ln net.Listener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	log := new(lines)
-	return &host{
-		Hosts: &Hosts{Store: s, Handle: echo, Known: map[string]string{}, Hold: patience, Log: slog.New(slog.NewTextHandler(log, nil))},
-		addr:  ln.Addr().String(),
-		log:   log,
-	}, ln
+	h = &host{addr: ln.Addr().String(), log: new(lines)}
+	h.Hosts = &Hosts{
+		Store:       s,
+		Handle:      echo,
+		Known:       map[string]string{},
+		Hold:        patience,
+		Log:         slog.New(slog.NewTextHandler(h.log, nil)),
+		followEvery: 10 * time.Millisecond,
+	}
+	return h, ln
 }
 
 // run runs h until the test is over.

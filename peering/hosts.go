@@ -47,12 +47,14 @@ type Hosts struct {
 	// Log gets what an operator has to know. nil discards it.
 	Log *slog.Logger
 
-	joining places.Places
+	joining     places.Places
+	followEvery time.Duration // 0 is the constant
 
 	mu      sync.Mutex
 	peers   map[string]*peer
-	ctx     context.Context // of Run; nil while it does not run
-	running sync.WaitGroup  // for the peers' Run; none begins once ctx has ended
+	ctx     context.Context // of Run; nil before
+	over    bool            // Run is about to return: no peer begins any more
+	running sync.WaitGroup  // for the peers
 }
 
 // peer is another host: wanted, or there.
@@ -112,7 +114,7 @@ func (h *Hosts) Run(ctx context.Context, listeners ...net.Listener) error {
 			}
 		})
 	}
-	parts.Go(func() { h.Store.Follow(ctx, followEvery, h.log()) })
+	parts.Go(func() { h.Store.Follow(ctx, cmp.Or(h.followEvery, followEvery), h.log()) })
 	parts.Go(func() { h.keepFresh(ctx) })
 	h.look(ctx)
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
@@ -134,16 +136,16 @@ func (h *Hosts) start(ctx context.Context) {
 	}
 }
 
-
 // end waits for the peers, after ctx has ended.
 func (h *Hosts) end() {
-	h.mu.Lock() // whoever has it may be about to begin with one
+	h.mu.Lock()
+	h.over = true
 	h.mu.Unlock()
 	h.running.Wait()
 }
 
 // runs tells whether Run does. Caller holds mu.
-func (h *Hosts) runs() bool { return h.ctx != nil && h.ctx.Err() == nil }
+func (h *Hosts) runs() bool { return h.ctx != nil && !h.over }
 
 // peer is the entry of a host, made if need be. Caller holds mu.
 func (h *Hosts) peer(name string) *peer {
@@ -237,7 +239,7 @@ func (h *Hosts) find(host string) (*peer, error) {
 	switch {
 	case h.ctx == nil:
 		return nil, errIdle
-	case h.ctx.Err() != nil:
+	case h.over:
 		return nil, errOver
 	case host == h.own():
 		return nil, errItself
@@ -279,12 +281,13 @@ func (h *Hosts) changed(host string) {
 func (h *Hosts) look(ctx context.Context) {
 	ticker := time.NewTicker(lookEvery)
 	defer ticker.Stop()
+	changed := h.Store.Changed()
 	for {
-		changed := h.Store.Changed()
 		select {
 		case <-ctx.Done():
 			return
 		case <-changed:
+			changed = h.Store.Changed() // first: what changes meanwhile counts
 			h.renewed()
 		case <-ticker.C:
 			h.forget(time.Now())
