@@ -11,8 +11,9 @@ import (
 
 // The labels of a recipient. They are all there is to know of its links.
 const (
-	// LabelLink and an alias make a link; the value is the source's name. No
-	// value is no link, which takes back one that came with the image.
+	// LabelLink and an alias make a link; the value is the source's name, or
+	// NAME@HOST. No value is no link, which takes back one that came with the
+	// image.
 	LabelLink = "ambassador.link."
 	// LabelID and an alias: the source's id, 64 hexadecimal digits. It finds
 	// a source that was renamed.
@@ -28,7 +29,7 @@ const (
 func (s *Set) Labels() map[string]string {
 	labels := make(map[string]string)
 	for _, l := range s.Links {
-		labels[LabelLink+escape(l.Alias)] = l.Source
+		labels[LabelLink+escape(l.Alias)] = l.Ref()
 		if l.ID != "" {
 			labels[LabelID+escape(l.Alias)] = l.ID
 		}
@@ -66,7 +67,7 @@ func ParseLabels(labels map[string]string) (Set, error) {
 		l := &s.Links[i]
 		if i > 0 && l.Alias == s.Links[i-1].Alias {
 			return Set{}, fmt.Errorf("parsing label %q with value %q: another label has the alias %q too",
-				LabelLink+escape(l.Alias), l.Source, l.Alias)
+				LabelLink+escape(l.Alias), l.Ref(), l.Alias)
 		}
 		l.ID = ids[l.Alias]
 	}
@@ -78,12 +79,13 @@ func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
 	switch {
 	case value == "":
 	case strings.HasPrefix(key, LabelLink):
-		l := Link{Source: strings.TrimPrefix(value, "/")}
+		var l Link
+		l.Source, l.Host = cutHost(strings.TrimPrefix(value, "/"))
 		if l.Alias, err = parseAlias(key[len(LabelLink):]); err != nil {
 			return err
 		}
 		if !isName(l.Source) {
-			return errors.New("the value is not a container's name")
+			return errors.New("the value is not a container's name, nor NAME@HOST")
 		}
 		s.Links = append(s.Links, l)
 	case strings.HasPrefix(key, LabelID):
@@ -191,6 +193,15 @@ func WithoutInherited(labels, image map[string]string) map[string]string {
 		return ok && inherited == value && (strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID))
 	})
 	return own
+}
+
+// Own returns the value of a label that a container has of its own; "" if it
+// has none, or the one of its image, see WithoutInherited.
+func Own(key string, labels, image map[string]string) string {
+	if inherited, ok := image[key]; ok && inherited == labels[key] {
+		return ""
+	}
+	return labels[key]
 }
 
 // Distinguish returns the value for a label of a link so that WithoutInherited

@@ -11,13 +11,15 @@ import (
 
 func TestLabels(t *testing.T) {
 	id := strings.Repeat("ab", 32)
-	s := set(t, Link{Alias: "webdb", Source: "db", ID: id}, Link{Alias: "a/b c%", Source: "other"})
+	s := set(t, Link{Alias: "webdb", Source: "db", ID: id}, Link{Alias: "a/b c%", Source: "other"},
+		Link{Alias: "far", Source: "db", Host: "host-b.example"})
 	s.Env = ModePorts
 	s.Kept = []string{"WEBDB_PORT", "WEBDB_ENV_A,B"}
 	want := map[string]string{
 		"ambassador.link.webdb":        "db",
 		"ambassador.id.webdb":          id,
 		"ambassador.link.a%2Fb%20c%25": "other",
+		"ambassador.link.far":          "db@host-b.example",
 		"ambassador.env":               "ports",
 		"ambassador.env.kept":          "WEBDB_PORT,WEBDB_ENV_A%2CB",
 	}
@@ -38,12 +40,14 @@ func TestParseLabels(t *testing.T) {
 		"ambassador.something.new":   "%",
 		"ambassador.link.db":         "/postgres",
 		"ambassador.link./b/":        "x",
+		"ambassador.link.far":        "/db@hostb",
 		"ambassador.link.gone":       "",
 		"ambassador.id.gone":         id,
 		"ambassador.id.b":            id,
 		"ambassador.env":             "all",
 	})
-	want := set(t, Link{Alias: "db", Source: "postgres"}, Link{Alias: "b", Source: "x", ID: id})
+	want := set(t, Link{Alias: "db", Source: "postgres"}, Link{Alias: "b", Source: "x", ID: id},
+		Link{Alias: "far", Source: "db", Host: "hostb"})
 	want.Env = ModeAll
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v, %v, want %+v", got, err, want)
@@ -60,13 +64,19 @@ func TestParseLabelsErrors(t *testing.T) {
 		{map[string]string{"ambassador.link.a%zz": "db"},
 			`parsing label "ambassador.link.a%zz" with value "db": "a%zz" is not percent-encoded`},
 		{map[string]string{"ambassador.link.db": "d b"},
-			`parsing label "ambassador.link.db" with value "d b": the value is not a container's name`},
+			`parsing label "ambassador.link.db" with value "d b": the value is not a container's name, nor NAME@HOST`},
 		{map[string]string{"ambassador.link.db": "-db"},
-			`parsing label "ambassador.link.db" with value "-db": the value is not a container's name`},
+			`parsing label "ambassador.link.db" with value "-db": the value is not a container's name, nor NAME@HOST`},
+		{map[string]string{"ambassador.link.db": "db@"},
+			`parsing label "ambassador.link.db" with value "db@": the value is not a container's name, nor NAME@HOST`},
+		{map[string]string{"ambassador.link.db": "db@host/b"},
+			`parsing label "ambassador.link.db" with value "db@host/b": the value is not a container's name, nor NAME@HOST`},
+		{map[string]string{"ambassador.link.db": "a@b@c"},
+			`parsing label "ambassador.link.db" with value "a@b@c": the value is not a container's name, nor NAME@HOST`},
 		{map[string]string{"ambassador.id.db": strings.Repeat("xy", 32)},
 			`parsing label "ambassador.id.db" with value "` + strings.Repeat("xy", 32) + `": the value is not a container's id, 64 hexadecimal digits`},
 		{map[string]string{"ambassador.link.db": "/"},
-			`parsing label "ambassador.link.db" with value "/": the value is not a container's name`},
+			`parsing label "ambassador.link.db" with value "/": the value is not a container's name, nor NAME@HOST`},
 		{map[string]string{"ambassador.link.a%2Fb": "x", "ambassador.link.a/b": "y"},
 			`parsing label "ambassador.link.a%2Fb" with value "y": another label has the alias "a/b" too`},
 		{map[string]string{"ambassador.id.db": "abc"},
@@ -96,6 +106,7 @@ func TestLabelsRoundTrip(t *testing.T) {
 			l := Link{
 				Alias:  rapid.String().Draw(t, "alias"),
 				Source: rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.-]*`).Draw(t, "source"),
+				Host:   rapid.StringMatching(`([a-zA-Z0-9_-][a-zA-Z0-9_.-]*)?`).Draw(t, "host"),
 				ID:     rapid.StringMatching(`([0-9a-f]{64})?`).Draw(t, "id"),
 			}
 			want.Add(l)
@@ -115,6 +126,8 @@ func FuzzParseLabels(f *testing.F) {
 	f.Add("db", "postgres", "all", "DB_PORT,DB_NAME")
 	f.Add("a%2Fb", "/db", "ports", "A%2CB")
 	f.Add("%", "", "none", "")
+	f.Add("db", "/db@hostb", "", "")
+	f.Add("db", "db@..", "", "")
 	f.Add("../x", "x y", "", ",")
 	f.Fuzz(func(t *testing.T, alias, source, env, kept string) {
 		s, err := ParseLabels(map[string]string{
@@ -149,6 +162,11 @@ func TestNoLinkIsInherited(t *testing.T) {
 	s, err := ParseLabels(WithoutInherited(container, image))
 	if err != nil || len(s.Links) != 1 || s.Links[0].Alias != "db" || s.Links[0].ID != "" || s.Env != ModeNone {
 		t.Errorf("links %+v, %v", s, err)
+	}
+	for own, want := range map[string]string{"": "", "x": "", "y": "y"} {
+		if got := Own("other", map[string]string{"other": own}, image); got != want {
+			t.Errorf("of label %q, %q is the container's own, want %q", own, got, want)
+		}
 	}
 	if HasLabels(WithoutInherited(image, image)) {
 		t.Error("an image makes its container a recipient")

@@ -15,9 +15,13 @@ import (
 type Link struct {
 	Alias  string     // clean, see CleanAlias
 	Source string     // the name the link follows
+	Host   string     // where the source is; "" is this host
 	ID     string     // of the container that had that name when the link was made; "" when not recorded
 	Addr   netip.Addr // the alias's own, inside the recipient
 }
+
+// Ref is the source as --link names it: NAME, or NAME@HOST.
+func (l Link) Ref() string { return joinHost(l.Source, l.Host) }
 
 // Set is the links of one recipient. The zero Set has none.
 type Set struct {
@@ -43,11 +47,11 @@ func (s *Set) Add(l Link) (bool, error) {
 	i, found := slices.BinarySearchFunc(s.Links, l.Alias, compareAlias)
 	switch {
 	case l.Alias == "":
-		return false, fmt.Errorf("linking to %q: the alias is empty", l.Source)
+		return false, fmt.Errorf("linking to %q: the alias is empty", l.Ref())
 	case found:
 		return false, nil
 	case len(s.Links) == maxLinks:
-		return false, fmt.Errorf("linking to %q: a container has at most %d links", l.Source, maxLinks)
+		return false, fmt.Errorf("linking to %q: a container has at most %d links", l.Ref(), maxLinks)
 	}
 	s.Links = slices.Insert(s.Links, i, l)
 	s.assign()

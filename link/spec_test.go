@@ -13,6 +13,7 @@ func TestParseSpec(t *testing.T) {
 	for _, tt := range []struct {
 		in            string
 		source, alias string
+		host          string
 		err           string
 	}{
 		{in: "", err: "empty string specified for links"},
@@ -35,6 +36,17 @@ func TestParseSpec(t *testing.T) {
 		{in: "db:a b", source: "db", alias: "a b"},
 		{in: "db:../x", source: "db", alias: "../x"},
 		{in: "db:/mysql", source: "db", alias: "/mysql"},
+		{in: "db@hostb", source: "db", host: "hostb", alias: "db"},
+		{in: "db@hostb:webdb", source: "db", host: "hostb", alias: "webdb"},
+		{in: "/db@host-b.example:/web/webdb", source: "db", host: "host-b.example", alias: "webdb"},
+		{in: "db@hostb:", source: "db", host: "hostb", alias: ""},
+		{in: "db:x@hostb", source: "db", alias: "x@hostb"},
+		// No container has such a name, which is for the engine to say.
+		{in: "db@:x", source: "db@", alias: "x"},
+		{in: "@hostb:x", source: "@hostb", alias: "x"},
+		{in: "db@..", source: "db@..", alias: "db@.."},
+		{in: "a@b@c", source: "a@b@c", alias: "a@b@c"},
+		{in: "/db@hostb", source: "/db@hostb", alias: "/db@hostb"},
 	} {
 		got, err := ParseSpec(tt.in)
 		if tt.err != "" {
@@ -43,7 +55,7 @@ func TestParseSpec(t *testing.T) {
 			}
 			continue
 		}
-		if want := (Spec{Source: tt.source, Alias: tt.alias}); err != nil || got != want {
+		if want := (Spec{Source: tt.source, Host: tt.host, Alias: tt.alias}); err != nil || got != want {
 			t.Errorf("ParseSpec(%q) = %+v, %v, want %+v", tt.in, got, err, want)
 		}
 	}
@@ -53,6 +65,7 @@ func TestSpecRoundTrip(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		want := Spec{
 			Source: rapid.StringMatching(`[a-zA-Z0-9][a-zA-Z0-9_.-]*`).Draw(t, "source"),
+			Host:   rapid.StringMatching(`([a-zA-Z0-9_-][a-zA-Z0-9_.-]*)?`).Draw(t, "host"),
 			Alias:  rapid.StringMatching(`[^:]*`).Draw(t, "alias"),
 		}
 		got, err := ParseSpec(want.String())
@@ -63,7 +76,7 @@ func TestSpecRoundTrip(t *testing.T) {
 }
 
 func FuzzParseSpec(f *testing.F) {
-	for _, s := range []string{"", "db", "db:webdb", "/db:/web/db", "/db", "db:", ":x", "a:b:c", "db:../x", "/:/"} {
+	for _, s := range []string{"", "db", "db:webdb", "/db:/web/db", "/db", "db:", ":x", "a:b:c", "db:../x", "/:/", "db@hostb", "db@hostb:x", "@:", "db@"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, in string) {
@@ -71,7 +84,10 @@ func FuzzParseSpec(f *testing.F) {
 		if colons := strings.Count(in, ":"); (in == "" || colons > 1) != (err != nil) {
 			t.Fatalf("ParseSpec(%q) gives error %v", in, err)
 		}
-		if strings.Contains(spec.Source+spec.Alias, ":") {
+		if strings.Contains(spec.Source+spec.Host+spec.Alias, ":") {
+			t.Fatalf("ParseSpec(%q) = %+v", in, spec)
+		}
+		if spec.Host != "" && (!isName(spec.Source) || !isHost(spec.Host)) {
 			t.Fatalf("ParseSpec(%q) = %+v", in, spec)
 		}
 	})
