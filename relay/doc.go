@@ -1,6 +1,7 @@
 // Package relay moves bytes, and datagrams, between two sockets: half-close,
-// reset, limits and counters, by splice where it pays. It makes no socket and
-// enters no namespace, knows no Docker, and needs no privilege.
+// reset, limits and counters, by splice where it pays. It makes no socket that
+// leaves the process, enters no namespace, knows no Docker, and needs no
+// privilege.
 //
 // # How it works
 //

@@ -1,6 +1,9 @@
 package relay
 
 import (
+	"fmt"
+	"net"
+	"os"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -109,6 +112,24 @@ func (w *worker) flowFailed(c *conn, errno syscall.Errno) {
 	if errno == unix.ECONNREFUSED {
 		w.unreachable(l, key)
 	}
+}
+
+// FlowPair makes the two ends of a flow that somebody else carries: the one
+// for Source.PacketSocket to return, and the carrier's, of the network
+// "unixpacket". The caller closes both, or hands them on.
+func FlowPair() (fd int, carrier *net.UnixConn, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return -1, nil, fmt.Errorf("making the ends of a flow: %w", err)
+	}
+	f := os.NewFile(uintptr(fds[1]), "flow")
+	defer f.Close() // FileConn has a duplicate
+	c, err := net.FileConn(f)
+	if err != nil {
+		unix.Close(fds[0])
+		return -1, nil, fmt.Errorf("making the ends of a flow: %w", err)
+	}
+	return fds[0], c.(*net.UnixConn), nil
 }
 
 // pairEnded ends a flow whose carrier has closed its end.

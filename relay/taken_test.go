@@ -239,7 +239,7 @@ func TestCauseOf(t *testing.T) {
 
 // pairSource makes flows one of a pair of sockets and hands out the other.
 type pairSource struct {
-	far chan *os.File
+	far chan *net.UnixConn
 }
 
 func (s pairSource) Socket(uint16) (int, netip.AddrPort, error) {
@@ -247,22 +247,21 @@ func (s pairSource) Socket(uint16) (int, netip.AddrPort, error) {
 }
 
 func (s pairSource) PacketSocket(uint16) (int, netip.AddrPort, error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, netip.AddrPort{}, err
+	fd, far, err := FlowPair()
+	if err == nil {
+		s.far <- far
 	}
-	s.far <- os.NewFile(uintptr(fds[1]), "carrier")
-	return fds[0], netip.AddrPort{}, nil
+	return fd, netip.AddrPort{}, err
 }
 
-func newPairBed(t *testing.T, e *Engine, l *Link) (*packetBed, chan *os.File) {
+func newPairBed(t *testing.T, e *Engine, l *Link) (*packetBed, chan *net.UnixConn) {
 	t.Helper()
-	far := make(chan *os.File, 100)
+	far := make(chan *net.UnixConn, 100)
 	l.Source = pairSource{far}
 	return newPacketBed(t, e, l, os.Geteuid() == 0), far
 }
 
-func carrier(t *testing.T, far chan *os.File) *os.File {
+func carrier(t *testing.T, far chan *net.UnixConn) *net.UnixConn {
 	t.Helper()
 	f := <-far
 	f.SetDeadline(time.Now().Add(patience))
@@ -278,7 +277,7 @@ func TestPairedFlow(t *testing.T) {
 		b, far := newPairBed(t, e, &Link{})
 		client := b.client()
 		buf := make([]byte, 1<<16)
-		var f *os.File
+		var f *net.UnixConn
 		for _, size := range []int{1, 1200, 0, 65507, 1} {
 			p := random(size)
 			if _, err := client.Write(p); err != nil {
@@ -287,7 +286,7 @@ func TestPairedFlow(t *testing.T) {
 			if f == nil {
 				f = carrier(t, far)
 			}
-			// A read of nothing is the end to an os.File.
+			// A read of nothing is the end to package net.
 			n, err := f.Read(buf)
 			if size == 0 && err == io.EOF {
 				err = nil

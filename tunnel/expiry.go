@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -15,7 +16,9 @@ var (
 // expiry ends a pump over which nothing moves. It looks four times in the
 // shortest timeout, rather than arm a timer for every byte.
 type expiry struct {
-	pump         *Pump
+	now          *atomic.Uint64 // what has moved
+	finished     *atomic.Int32  // directions
+	cut          func()
 	idle, linger time.Duration // 0 is never
 	period       time.Duration
 
@@ -30,12 +33,8 @@ type expiry struct {
 // silent.
 const defaultClose = 5 * time.Minute
 
-func newExpiry(p *Pump) *expiry {
-	e := &expiry{
-		pump:   p,
-		idle:   max(p.IdleTimeout, 0),
-		linger: max(cmp.Or(p.CloseTimeout, defaultClose), 0),
-	}
+func newExpiry(idle, linger time.Duration, moved *atomic.Uint64, finished *atomic.Int32, cut func()) *expiry {
+	e := &expiry{now: moved, finished: finished, cut: cut, idle: max(idle, 0), linger: max(linger, 0)}
 	e.period = max(min(cmp.Or(e.idle, e.linger), cmp.Or(e.linger, e.idle))/4, time.Millisecond)
 	if e.idle > 0 || e.linger > 0 {
 		e.mu.Lock()
@@ -52,10 +51,10 @@ func (e *expiry) look() {
 		return
 	}
 	e.quiet += e.period
-	if now := e.pump.moved.Load(); now != e.moved {
+	if now := e.now.Load(); now != e.moved {
 		e.moved, e.quiet = now, 0
 	}
-	switch half := e.pump.finished.Load() == 1; {
+	switch half := e.finished.Load() == 1; {
 	case half && e.linger > 0 && e.quiet >= e.linger:
 		e.why = errLinger
 	case e.idle > 0 && e.quiet >= e.idle:
@@ -64,7 +63,7 @@ func (e *expiry) look() {
 		e.timer.Reset(e.period)
 		return
 	}
-	e.pump.Cut()
+	e.cut()
 }
 
 // stop ends the watch and returns why the pump has expired, nil if it has not.

@@ -65,7 +65,7 @@ func (p *Pump) Run() error {
 		return err
 	}
 	p.Stream.AfterReset(p.streamReset)
-	expiry := newExpiry(p)
+	expiry := newExpiry(p.IdleTimeout, cmp.Or(p.CloseTimeout, defaultClose), &p.moved, &p.finished, p.Cut)
 	var up error
 	var direction sync.WaitGroup
 	direction.Go(func() {
