@@ -25,6 +25,11 @@ Commands:
   links     list the links, their state and what they carried
   icc       show and change what passes between containers besides links
   doctor    prove that nothing else passes
+
+Links without an agent, between processes or hosts:
+  source    the source's end
+  recipient the recipient's end
+
   version   print the version
 
 Every command takes --help.
@@ -60,6 +65,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"links":  links,
 		"icc":    icc,
 		"doctor": runDoctor,
+
+		"source":    source,
+		"recipient": recipient,
 	}
 	switch name := args[0]; name {
 	case "help", "--help", "-h":
