@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -423,4 +425,61 @@ func TestPeerRefusesWithoutAHandler(t *testing.T) {
 		t.Errorf("the answer is %v", err)
 	}
 	st.Close()
+}
+
+// A peer that dials again and again does so at the cost of its own sessions.
+func TestPeerDialsTooOften(t *testing.T) {
+	var log lines
+	h := newHosts(t, Config{}, func(_, b *Peer) { b.Log = slog.New(slog.NewTextHandler(&log, nil)) })
+	dial := h.dial(h.b)
+	var dialed []*Session
+	for range maxAdopted + 3 {
+		s, err := dial(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		dialed = append(dialed, s)
+	}
+	for i, s := range dialed[:3] {
+		select {
+		case <-s.Done():
+		case <-time.After(patience):
+			t.Errorf("session %d is still there", i)
+		}
+	}
+	until(t, "the others to be kept", func() bool { return members(h.b) == maxAdopted })
+	for i, s := range dialed[3:] {
+		if err := s.Err(); err != nil {
+			t.Errorf("session %d has ended: %v", i+3, err)
+		}
+	}
+	if n := strings.Count(log.String(), "cutting the oldest of too many sessions"); n != 3 {
+		t.Errorf("%d were cut, want 3:\n%s", n, log.String())
+	}
+}
+
+// A reason that is never twice the same does not fill the log.
+func TestPeerComplainsNowAndThen(t *testing.T) {
+	var log lines
+	var told atomic.Int32
+	h := newHosts(t, Config{}, func(a, _ *Peer) {
+		a.Log = slog.New(slog.NewTextHandler(&log, nil))
+		a.Changed = func() { told.Add(1) }
+	})
+	var n atomic.Int32
+	h.a.Reach(func(context.Context) (*Session, error) { return nil, fmt.Errorf("reason %d", n.Add(1)) })
+	until(t, "dialing to fail", func() bool { return h.a.State().Reason == "reason 4" })
+	if got := strings.Count(log.String(), "\n"); got != 1 || told.Load() != 1 {
+		t.Errorf("there are %d lines and %d changes, want one:\n%s", got, told.Load(), log.String())
+	}
+	// Once it was there, the next reason is news.
+	h.a.Reach(h.dial(h.b))
+	until(t, "the peer to be up", func() bool { return h.a.State().Up })
+	h.breakDialing(errors.New("no route"))
+	h.network(0).cut()
+	until(t, "dialing to fail", func() bool { return strings.Contains(log.String(), "no route") })
+	if told.Load() < 3 {
+		t.Errorf("there were %d changes, want one each time", told.Load())
+	}
 }
