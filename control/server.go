@@ -18,7 +18,8 @@ import (
 )
 
 // Handler answers the requests. Its methods are called concurrently. One that
-// is also an ICCHandler answers for what passes between containers, too.
+// is also an ICCHandler answers for what passes between containers, too, and a
+// PeersHandler for the sessions with other hosts.
 type Handler interface {
 	Status() Status
 	Links() []Link
@@ -141,6 +142,9 @@ func routes(h Handler) http.Handler {
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Status()) })
 	if icc, ok := h.(ICCHandler); ok {
 		iccRoutes(mux, icc)
+	}
+	if peers, ok := h.(PeersHandler); ok {
+		peersRoutes(mux, peers)
 	}
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Links()) })
 	return mux

@@ -276,6 +276,9 @@ func keyOf(csr []byte) (crypto.PublicKey, error) {
 	return r.PublicKey, nil
 }
 
+// ErrAuthority says that the authority has refused a request.
+var ErrAuthority = errors.New("the authority says")
+
 // maxMessage bounds a message, in bytes.
 const maxMessage = 64 << 10
 
@@ -289,7 +292,7 @@ func exchange(rw io.ReadWriter, r joinRequest) (Issued, error) {
 		return Issued{}, err
 	}
 	if a.Error != "" {
-		return Issued{}, fmt.Errorf("the authority says: %q", a.Error)
+		return Issued{}, fmt.Errorf("%w: %q", ErrAuthority, a.Error)
 	}
 	return a.Issued, nil
 }

@@ -315,3 +315,22 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
+
+func TestJoinedIsRemembered(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "identity")
+	if j, err := LoadJoined(dir); err != nil || j != (Joined{}) {
+		t.Errorf("a host that has not joined remembers %+v, %v", j, err)
+	}
+	want := Joined{"hosta", "192.0.2.1:7443"}
+	if err := SaveJoined(dir, want); err != nil {
+		t.Fatal(err)
+	}
+	if j, err := LoadJoined(dir); err != nil || j != want {
+		t.Errorf("it remembers %+v, %v", j, err)
+	}
+	if err := writeFile(joinedIn(dir), []byte("{")); err != nil {
+		t.Fatal(err)
+	}
+	_, err := LoadJoined(dir)
+	wantLine(t, "a host with a damaged file", err, "reading which host has the authority, in \"")
+}

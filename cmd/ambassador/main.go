@@ -26,6 +26,12 @@ Commands:
   icc       show and change what passes between containers besides links
   doctor    prove that nothing else passes
 
+Links between hosts:
+  ca        look after the authority that says which hosts belong together
+  token     let one host join
+  join      join the hosts of an authority
+  peers     list the other hosts, and the sessions with them
+
 Links without an agent, between processes or hosts:
   source    the source's end
   recipient the recipient's end
@@ -65,6 +71,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"links":  links,
 		"icc":    icc,
 		"doctor": runDoctor,
+
+		"ca":    ca,
+		"token": token,
+		"join":  join,
+		"peers": peers,
 
 		"source":    source,
 		"recipient": recipient,
@@ -134,15 +145,26 @@ func report(w io.Writer, err error) int {
 // parse reads args into the flags of the named command; positional arguments
 // are refused.
 func parse(flags *pflag.FlagSet, args []string, stdout io.Writer, usage string) error {
+	_, err := parseWords(flags, args, stdout, usage)
+	return err
+}
+
+// parseWords is parse for a command that takes as many positional arguments as
+// it is given names of, and returns them.
+func parseWords(flags *pflag.FlagSet, args []string, stdout io.Writer, usage string, names ...string) ([]string, error) {
 	flags.Usage = func() { io.WriteString(stdout, usage) }
 	flags.SetOutput(io.Discard)
-	switch err := flags.Parse(args); {
+	err := flags.Parse(args)
+	switch {
 	case errors.Is(err, pflag.ErrHelp):
-		return err
-	case err != nil:
-		return usageError{err, "ambassador " + flags.Name()}
-	case flags.NArg() > 0:
-		return usageError{fmt.Errorf("unexpected argument %q", flags.Arg(0)), "ambassador " + flags.Name()}
+		return nil, err
+	case err == nil && flags.NArg() < len(names):
+		err = fmt.Errorf("%s is missing", names[flags.NArg()])
+	case err == nil && flags.NArg() > len(names):
+		err = fmt.Errorf("unexpected argument %q", flags.Arg(len(names)))
 	}
-	return nil
+	if err != nil {
+		return nil, usageError{err, "ambassador " + flags.Name()}
+	}
+	return flags.Args(), nil
 }

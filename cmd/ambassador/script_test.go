@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -20,6 +21,8 @@ func TestMain(m *testing.M) {
 // The scripts say what a user sees. Besides the usual commands they have
 //
 //	agent         a fake ambassador at $AMBASSADOR_DIR
+//	listen DIR    what serve does for other hosts, for the identity in DIR, at
+//	              the address $ADDR
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:                 "testdata",
@@ -48,8 +51,31 @@ func TestScripts(t *testing.T) {
 				}()
 				ts.Defer(func() { cancel(); <-done })
 			},
+			"listen": func(ts *testscript.TestScript, _ bool, args []string) {
+				ctx, cancel := context.WithCancel(context.Background())
+				h, err := openHosts(ctx, hostFlags{listen: []string{"127.0.0.1:0"}, dir: ts.MkAbs(args[0])}, slog.New(slog.DiscardHandler))
+				ts.Check(err)
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					h.Run(ctx)
+				}()
+				ts.Defer(func() { cancel(); <-done })
+				ts.Setenv("ADDR", h.addresses()[0])
+			},
 		},
 	})
+}
+
+func (a *fakeAgent) Peers() control.Peers {
+	until := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	return control.Peers{
+		Self: control.Self{ID: "spiffe://ambassador/host/hosta", Until: until, Authority: "hosta", Listens: []string{"[::]:7443"}},
+		Hosts: []control.Peer{
+			{Host: "hostb", State: control.StateUp, Since: time.Now(), Address: "192.0.2.2:7443", RTT: 312345, Streams: 4, Dialed: true, Wanted: true},
+			{Host: "hostc", State: control.StateDown, Reason: "dial tcp 192.0.2.3:7443: connect: connection refused", Wanted: true},
+		},
+	}
 }
 
 // fakeAgent has two bridges, and keeps one permission.

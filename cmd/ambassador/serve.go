@@ -46,8 +46,23 @@ Flags:
       --workers N    threads that move bytes (default: one per CPU, at most 4)
       --log LEVEL    debug, info, warn or error (default info)
 
+With other hosts, which takes an identity (ambassador ca, ambassador join):
+      --listen ADDR  let them call, at ADDR:7443, ADDR:PORT, or PORT of every
+                     address; may be given more than once
+      --peer HOST=ADDR
+                     where a host is; others are called by their names, and the
+                     one whose authority this host has joined is known; may be
+                     given more than once
+      --hold D       how long connections to a host that is down are held before
+                     they are refused (default 0s)
+      --identity DIR where the identity of this host is kept
+                     (default /var/lib/ambassador/identity)
+      --cert FILE --key FILE --roots FILE
+                     an identity of your own making instead, in PEM, with one
+                     URI spiffe://DOMAIN/host/NAME; read again when it changes
+
 Example:
-  $ sudo ambassador serve --log debug
+  $ sudo ambassador serve --listen 7443 --peer hostb=192.0.2.2
 `
 
 func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
@@ -59,7 +74,12 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.Var(&icc, "icc", "")
 	level := slog.LevelInfo
 	flags.TextVar(&level, "log", level, "")
+	var others hostFlags
+	others.add(flags)
 	if err := parse(flags, args, stdout, serveUsage); err != nil {
+		return err
+	}
+	if err := others.check(); err != nil {
 		return err
 	}
 	if os.Geteuid() != 0 {
@@ -74,12 +94,17 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	}
 	defer engine.Close()
 
-	return serveEngine(ctx, engine, *dir, *workers, icc, log)
+	hosts, err := openHosts(ctx, others, log)
+	if err != nil {
+		return err
+	}
+	defer hosts.Close()
+	return serveEngine(ctx, engine, *dir, *workers, icc, hosts, log)
 }
 
 // serveEngine brings the parts up in the order of their needs and down in the
 // reverse one.
-func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, mode agent.Mode, log *slog.Logger) error {
+func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, mode agent.Mode, hosts *hosts, log *slog.Logger) error {
 	if _, err := relay.RaiseFileLimit(); err != nil {
 		log.Warn("the number of connections stays limited", "err", err)
 	}
@@ -102,7 +127,7 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	icc := newICC(dir, bridges, log)
 	icc.Engine, icc.Who = engine, who
 	a.Settled = icc.Settled
-	server, err := control.Listen(dir, newAnswers(a, icc, engine.Host(), who), log)
+	server, err := control.Listen(dir, newAnswers(a, icc, hosts, engine.Host(), who), log)
 	if err != nil {
 		return noDir(err, dir)
 	}
@@ -124,6 +149,7 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	notReady.Store(2)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(ctx) })
+	g.Go(func() error { return hosts.Run(ctx) })
 	g.Go(func() error { return icc.Run(ctx, mode, ready) })
 	g.Go(func() error {
 		return a.Run(ctx, func() {
@@ -152,11 +178,12 @@ func newICC(dir string, bridges *bridge.Host, log *slog.Logger) *agent.ICC {
 type answers struct {
 	*agent.Agent
 	control.ICCHandler
+	control.PeersHandler
 	status control.Status
 }
 
-func newAnswers(a *agent.Agent, icc control.ICCHandler, host string, who docker.Engine) answers {
-	return answers{a, icc, control.Status{
+func newAnswers(a *agent.Agent, icc control.ICCHandler, peers control.PeersHandler, host string, who docker.Engine) answers {
+	return answers{a, icc, peers, control.Status{
 		Version:  version(),
 		PID:      os.Getpid(),
 		Engine:   host,
