@@ -25,7 +25,11 @@ import (
 type Engine interface {
 	// Container inspects a container; docker.ErrNotFound when there is none.
 	Container(ctx context.Context, ref string) (docker.Container, error)
-	// Image inspects the image of a container.
+	// Named inspects the container that has exactly this name;
+	// docker.ErrNotFound when there is none.
+	Named(ctx context.Context, name string) (docker.Container, error)
+	// Image inspects the image of a container; docker.ErrNotFound when it was
+	// removed.
 	Image(ctx context.Context, id string) (docker.Image, error)
 	// Running inspects the running containers whose labels keep accepts.
 	Running(ctx context.Context, keep func(labels map[string]string) bool) ([]docker.Container, error)
@@ -48,6 +52,7 @@ type Agent struct {
 	inbox  inbox
 
 	// Owned by Run's goroutine.
+	looked     bool                  // at everything, once, with an engine that answered
 	recipients map[string]*recipient // by container id
 	sources    map[string]*source    // by id of the container whose namespace it is
 
@@ -67,13 +72,17 @@ func New(engine Engine, who docker.Engine, mover *relay.Engine, log *slog.Logger
 	}
 }
 
-// retryAfter is how soon everything is looked at again after the engine
-// failed to answer, or a link could not be set up.
-const retryAfter = time.Second
+// How soon everything is looked at again after the engine failed to answer, or
+// a link could not be set up: what keeps failing is looked at ever less often.
+const (
+	firstRetry = time.Second
+	lastRetry  = 30 * time.Second
+)
 
 // Run carries links until ctx ends. It calls ready once, when every link that
-// was there at the start is carried or known to be down. When it returns, no
-// listener, dialer or goroutine of its own is left.
+// was there at the start is carried, or known to be down or broken: one
+// container that cannot be linked does not keep the others waiting. When it
+// returns, no listener, dialer or goroutine of its own is left.
 func (a *Agent) Run(ctx context.Context, ready func()) error {
 	watched := make(chan struct{})
 	go func() {
@@ -88,6 +97,7 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
+	wait := firstRetry
 	for {
 		select {
 		case <-ctx.Done():
@@ -98,12 +108,17 @@ func (a *Agent) Run(ctx context.Context, ready func()) error {
 		case <-a.inbox.ready():
 		}
 		err := a.apply(ctx, a.inbox.take())
-		switch {
-		case ctx.Err() != nil:
-		case err != nil:
-			a.log.Warn("not everything is as it should be; trying again", "in", retryAfter, "err", err)
-			retry.Reset(retryAfter)
-		case ready != nil:
+		if ctx.Err() != nil {
+			continue
+		}
+		if err != nil {
+			a.log.Warn("not everything is as it should be; trying again", "in", wait, "err", err)
+			retry.Reset(wait)
+			wait = min(2*wait, lastRetry)
+		} else {
+			wait = firstRetry
+		}
+		if a.looked && ready != nil {
 			ready()
 			ready = nil
 		}
@@ -163,7 +178,9 @@ func (a *Agent) resync(ctx context.Context, look *lookup) error {
 		failed = append(failed, a.follow(ctx, look, r, nil))
 	}
 	a.dropUnusedSources()
-	return errors.Join(failed...)
+	err = errors.Join(failed...)
+	a.looked = a.looked || !errors.Is(err, docker.ErrUnavailable)
+	return err
 }
 
 // see looks at one container that may be a recipient.
@@ -196,15 +213,15 @@ func (a *Agent) adopt(ctx context.Context, ctr docker.Container) error {
 		}
 		a.drop(known) // restarted while nobody looked: its namespace is another one
 	}
-	img, err := a.engine.Image(ctx, ctr.Image)
-	if err != nil {
-		return fmt.Errorf("linking %q: looking which labels are its image's: %w", ctr.Name, err)
+	set, err := a.linksOf(ctx, ctr)
+	var wrong *mistake
+	switch {
+	case err != nil && !errors.As(err, &wrong):
+		return fmt.Errorf("linking %q: %w", ctr.Name, err)
+	case err == nil && len(set.Links) == 0:
+		return nil // they were all its image's
 	}
-	labels := link.WithoutInherited(ctr.Labels, img.Labels)
-	if !link.HasLabels(labels) {
-		return nil
-	}
-	r, err := a.open(ctr, labels)
+	r, err := a.open(ctr, set, wrong)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // stopped since the engine was asked
 	}
@@ -246,7 +263,9 @@ func (a *Agent) letIn(ctx context.Context, r *recipient) (err error) {
 
 func (a *Agent) drop(r *recipient) {
 	delete(a.recipients, r.id)
-	r.close()
+	if err := r.close(); err != nil {
+		a.log.Warn("leaving a recipient", "recipient", r.name(), "err", err)
+	}
 	a.log.Info("recipient gone", "recipient", r.name())
 }
 

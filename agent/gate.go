@@ -10,11 +10,13 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 
 	"github.com/linkrun/linkrun/gate"
 )
 
-// openGate is the gate of one recipient, and the goroutine that serves it.
+// openGate is the gate of one recipient, and the goroutine that serves it. The
+// zero openGate is one that stays shut.
 type openGate struct {
 	cancel context.CancelFunc
 	served sync.WaitGroup
@@ -25,6 +27,14 @@ type openGate struct {
 // until the recipient goes, since nobody can tell the two apart from here.
 func (a *Agent) openGate(r *recipient) (*openGate, error) {
 	ln, err := listenAt(r)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		// Another ambassador has it, or somebody in the container. Whoever it
+		// is may keep it for good: to go on trying would be to let them keep
+		// the ambassador busy.
+		a.log.Error("the gate is taken; the container's program will not start if it still waits for its links",
+			"recipient", r.name(), "err", err)
+		return new(openGate), nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("opening the gate of %q: %w", r.name(), err)
 	}
@@ -49,6 +59,9 @@ func (a *Agent) openGate(r *recipient) (*openGate, error) {
 }
 
 func (g *openGate) close() {
+	if g.cancel == nil {
+		return
+	}
 	g.cancel()
 	g.served.Wait()
 }

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -22,25 +23,66 @@ type recipient struct {
 	ns    *netns.Namespace
 	set   link.Set
 	links []*carrier
-	wrong error // what is wrong with its labels; it has no links then
+	wrong *mistake // it has no links then
 
 	ports  *portmap.Map[*relay.Link]                // nil when wrong
 	routes atomic.Pointer[portmap.Map[*relay.Link]] // the same, for the relay's threads
 	gate   *openGate                                // nil until every link was pointed once
 }
 
-// open takes a running container with these labels of its own on. Each of its
-// links is down until it is pointed.
-func (a *Agent) open(ctr docker.Container, labels map[string]string) (_ *recipient, err error) {
+// mistake is why a container that asks for links gets none, and what to do.
+type mistake struct {
+	error
+	hint string
+}
+
+// linksOf reads a container's labels, without those of its image. The error is
+// a *mistake, or the engine's.
+func (a *Agent) linksOf(ctx context.Context, ctr docker.Container) (link.Set, error) {
+	img, err := a.engine.Image(ctx, ctr.Image)
+	switch {
+	case errors.Is(err, docker.ErrNotFound):
+		return link.Set{}, &mistake{errors.New("its image was removed, and nobody else knows which labels are the container's own"),
+			"create the container again, or bring the image back and start it again"}
+	case err != nil:
+		return link.Set{}, fmt.Errorf("looking which labels are its image's: %w", err)
+	}
+	set, err := link.ParseLabels(link.WithoutInherited(ctr.Labels, img.Labels))
+	if err != nil {
+		return link.Set{}, &mistake{err, "create the container again with the label corrected"}
+	}
+	if len(set.Links) > 0 && !ownsNetwork(ctr) {
+		return link.Set{}, &mistake{fmt.Errorf("on network %q its links would be there for everyone who shares it", ctr.NetworkMode),
+			"create the container again with a network of its own"}
+	}
+	return set, nil
+}
+
+// ownsNetwork tells whether a container's network namespace is its own, and
+// not the host's or another container's.
+func ownsNetwork(ctr docker.Container) bool {
+	_, joined := ctr.JoinedContainer()
+	return !joined && ctr.NetworkMode != "host"
+}
+
+// open takes a running container on, with these links or with a reason why it
+// has none. Each of its links is down until it is pointed.
+func (a *Agent) open(ctr docker.Container, set link.Set, wrong *mistake) (_ *recipient, err error) {
+	r := &recipient{id: ctr.ID, run: incarnation(ctr), set: set, wrong: wrong}
+	r.view.Store(&ctr)
+	if wrong != nil {
+		a.log.Error("not linking a container", "recipient", ctr.Name, "err", wrong, "hint", wrong.hint)
+	}
+	if !ownsNetwork(ctr) {
+		r.ns, r.gate = new(netns.Namespace), new(openGate) // nothing is made there, no gate either
+		return r, nil
+	}
 	ns, err := openNamespace(ctr)
 	if err != nil {
 		return nil, err
 	}
-	r := &recipient{id: ctr.ID, run: incarnation(ctr), ns: ns}
-	r.view.Store(&ctr)
-	if r.set, r.wrong = link.ParseLabels(labels); r.wrong != nil {
-		a.log.Error("not linking a container", "recipient", ctr.Name, "err", r.wrong,
-			"hint", "create it again with the label corrected")
+	r.ns = ns
+	if wrong != nil {
 		return r, nil
 	}
 	r.ports, err = portmap.Open[*relay.Link](ns, sink{a.relay, r}, a.log.With("recipient", ctr.Name))
@@ -118,7 +160,7 @@ func (s sink) Packets(recv, reply int) (stop func() error, err error) {
 // most recipients never ask again, and a thousand ports make a long word.
 func (r *recipient) word(engineMajor int) gate.Word {
 	if r.wrong != nil {
-		return gate.Word{Error: r.wrong.Error(), Hint: "create the container again with the label corrected"}
+		return gate.Word{Error: r.wrong.Error(), Hint: r.wrong.hint}
 	}
 	known := link.Set{Env: r.set.Env, Kept: r.set.Kept}
 	sources := make(map[string]link.Source, len(r.links))

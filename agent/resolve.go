@@ -90,6 +90,11 @@ func resolve(ctx context.Context, look *lookup, l link.Link) (resolution, error)
 
 func byNameOrID(ctx context.Context, look *lookup, l link.Link) (docker.Container, error) {
 	ctr, err := look.container(ctx, l.Source)
+	if err != nil && !errors.Is(err, docker.ErrNotFound) {
+		// Perhaps there is none of that name, and the engine cannot choose
+		// between ids that begin with it. That is no trouble of this link.
+		ctr, err = look.engine.Named(ctx, l.Source)
+	}
 	switch {
 	case err == nil && names(l.Source, ctr):
 		return ctr, nil

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,12 +31,28 @@ func (f *fakeEngine) Container(_ context.Context, ref string) (docker.Container,
 			return c, nil
 		}
 	}
+	var found []docker.Container
 	for _, c := range f.containers {
 		if strings.HasPrefix(c.ID, ref) {
+			found = append(found, c)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return docker.Container{}, fmt.Errorf("inspecting %q: %w", ref, docker.ErrNotFound)
+	case 1:
+		return found[0], nil
+	}
+	return docker.Container{}, fmt.Errorf("multiple IDs found with provided prefix: %s", ref)
+}
+
+func (f *fakeEngine) Named(_ context.Context, name string) (docker.Container, error) {
+	for _, c := range f.containers {
+		if f.err == nil && c.Name == name {
 			return c, nil
 		}
 	}
-	return docker.Container{}, fmt.Errorf("inspecting %q: %w", ref, docker.ErrNotFound)
+	return docker.Container{}, cmp.Or(f.err, docker.ErrNotFound)
 }
 
 // id makes a container's id of a letter.
@@ -58,6 +75,8 @@ func TestResolve(t *testing.T) {
 		running("orphan", "8", "container:"+id("f")),
 		running("loop", "9", "container:"+id("9")),
 		running("stranger", "d", "default"),
+		running("twin", "ab", "default"),
+		running("twins", "ac", "default"),
 	}}
 	for _, c := range []struct {
 		name     string
@@ -77,6 +96,8 @@ func TestResolve(t *testing.T) {
 		{"never there", link.Link{Source: "gone"}, "", `there is no container "gone"`, 0},
 		// The engine finds "ddd…" for "d": the link must not lead there.
 		{"prefix of a stranger's id", link.Link{Source: "ddd"}, "", `there is no container "ddd"`, 0},
+		{"prefix of two strangers' ids", link.Link{Source: "a"}, "", `there is no container "a"`, 0},
+		{"prefix of two strangers' ids, renamed", link.Link{Source: "a", ID: id("2")}, "renamed", "", 1},
 		{"stopped", link.Link{Source: "stopped"}, "stopped", `container "stopped" is not running`, 1},
 		{"host", link.Link{Source: "on-host"}, "on-host", `container "on-host" is on the host's network, which no link reaches`, 1},
 		{"joined to host", link.Link{Source: "on-hosts-namespace"}, "on-host", `container "on-host" is on the host's network, which no link reaches`, 2},

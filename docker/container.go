@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -70,6 +71,25 @@ func (c *Client) Container(ctx context.Context, ref string) (Container, error) {
 		return Container{}, fmt.Errorf("inspecting container %q: %w", ref, c.explain(ctx, err))
 	}
 	return fromInspect(res.Container), nil
+}
+
+// Named inspects the container that has this very name. Container may know less:
+// the engine takes "db" for the beginning of an id, too, and refuses to answer
+// when two ids begin like that. ErrNotFound when no container has the name.
+func (c *Client) Named(ctx context.Context, name string) (Container, error) {
+	res, err := c.api.ContainerList(ctx, client.ContainerListOptions{
+		All:     true,
+		Filters: make(client.Filters).Add("name", "^/?"+regexp.QuoteMeta(name)+"$"),
+	})
+	if err != nil {
+		return Container{}, fmt.Errorf("listing the containers called %q: %w", name, c.explain(ctx, err))
+	}
+	for _, item := range res.Items {
+		if slices.Contains(item.Names, "/"+name) {
+			return c.Container(ctx, item.ID)
+		}
+	}
+	return Container{}, fmt.Errorf("looking for container %q: %w", name, ErrNotFound)
 }
 
 // Running inspects the running containers whose labels keep accepts. One that

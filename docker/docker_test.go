@@ -90,6 +90,42 @@ func must[T any](v T, err error) func(*testing.T) T {
 	}
 }
 
+// TestNameBeforePrefix has the engine take a name for the beginning of ids.
+func TestNameBeforePrefix(t *testing.T) {
+	e, c := dial(t)
+	busybox := e.Image(t, "busybox")
+	remove := func(ref string) { t.Cleanup(func() { e.MustDocker(t, "rm", "-f", ref) }) }
+	// There are 256 beginnings; two of the first twenty ids mostly share one.
+	ids := make(map[string]string)
+	var shared string
+	for shared == "" {
+		id := e.MustDocker(t, "create", busybox, "true")
+		remove(id)
+		if prefix := id[:2]; ids[prefix] != "" {
+			shared = prefix
+		} else {
+			ids[prefix] = id
+		}
+	}
+	if _, err := c.Container(t.Context(), shared); err == nil || errors.Is(err, ErrNotFound) {
+		t.Errorf("two ids begin with %q, and asking for it gives %v", shared, err)
+	}
+	if _, err := c.Named(t.Context(), shared); !errors.Is(err, ErrNotFound) {
+		t.Errorf("no container is called %q, and asking for it gives %v", shared, err)
+	}
+	id := e.MustDocker(t, "create", "--name", shared, busybox, "true")
+	remove(id)
+	if got := must(c.Named(t.Context(), shared))(t); got.ID != id {
+		t.Errorf("%q is %+v", shared, got)
+	}
+	// A dot is none of a pattern's, and another name may hold this one.
+	remove(e.MustDocker(t, "create", "--name", "my-db", busybox, "true"))
+	remove(e.MustDocker(t, "create", "--name", "my.db2", busybox, "true"))
+	if _, err := c.Named(t.Context(), "my.db"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("asking for my.db gives %v", err)
+	}
+}
+
 func TestEventsHaveNoGap(t *testing.T) {
 	e, c := dial(t)
 	busybox := e.Image(t, "busybox")
