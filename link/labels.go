@@ -22,6 +22,8 @@ const (
 	LabelEnv = "ambassador.env"
 	// LabelKept: the names of Set.Kept, separated by commas.
 	LabelKept = "ambassador.env.kept"
+	// LabelSocks: on, off or all-proxy.
+	LabelSocks = "ambassador.socks"
 )
 
 // Labels are what ParseLabels reads s from. In aliases and variable names,
@@ -43,6 +45,9 @@ func (s *Set) Labels() map[string]string {
 			kept[i] = escape(name)
 		}
 		labels[LabelKept] = strings.Join(kept, ",")
+	}
+	if s.Socks.On() {
+		labels[LabelSocks] = string(s.Socks)
 	}
 	return labels
 }
@@ -99,6 +104,8 @@ func (s *Set) parseLabel(key, value string, ids map[string]string) (err error) {
 		ids[alias] = value
 	case key == LabelEnv:
 		s.Env, err = ParseMode(value)
+	case key == LabelSocks:
+		s.Socks, err = ParseSocks(strings.TrimPrefix(value, "/"))
 	case key == LabelKept:
 		for encoded := range strings.SplitSeq(value, ",") {
 			name, err := unescape(encoded)
@@ -179,7 +186,8 @@ func HasLabels(labels map[string]string) bool {
 
 // IsLabel tells whether a label of that key is read by ParseLabels.
 func IsLabel(key string) bool {
-	return strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID) || key == LabelEnv || key == LabelKept
+	return strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID) || key == LabelEnv || key == LabelKept ||
+		key == LabelSocks
 }
 
 // WithoutInherited returns a container's labels without the links that came
@@ -190,7 +198,7 @@ func WithoutInherited(labels, image map[string]string) map[string]string {
 	own := maps.Clone(labels)
 	maps.DeleteFunc(own, func(key, value string) bool {
 		inherited, ok := image[key]
-		return ok && inherited == value && (strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID))
+		return ok && inherited == value && (strings.HasPrefix(key, LabelLink) || strings.HasPrefix(key, LabelID) || key == LabelSocks)
 	})
 	return own
 }
@@ -207,8 +215,8 @@ func Own(key string, labels, image map[string]string) string {
 // Distinguish returns the value for a label of a link so that WithoutInherited
 // keeps it although the image has the same one.
 func Distinguish(key, value string, image map[string]string) string {
-	if inherited, ok := image[key]; ok && inherited == value && strings.HasPrefix(key, LabelLink) {
-		return "/" + value // ParseLabels reads a source's name with and without the slash
+	if inherited, ok := image[key]; ok && inherited == value && (strings.HasPrefix(key, LabelLink) || key == LabelSocks) {
+		return "/" + value // ParseLabels reads these values with and without the slash
 	}
 	return value
 }

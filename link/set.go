@@ -31,6 +31,8 @@ type Set struct {
 	// Kept names variables which look like a link's and are not: the image
 	// or the user set them, and they win over the links'.
 	Kept []string
+
+	Socks Socks // zero is SocksOff
 }
 
 // LocalAddr is the address that is the ambassador's own in every recipient.

@@ -26,7 +26,7 @@ import (
 )
 
 // Aliases is where the addresses of aliases are. The first, 127.77.0.0, and
-// 127.77.0.1 (link.LocalAddr) are none.
+// 127.77.0.1 (link.LocalAddr) are none, but the latter may have ports too.
 var Aliases = netip.PrefixFrom(netip.AddrFrom4([4]byte{127, 77, 0, 0}), 16)
 
 // Namespace is the network namespace of a recipient: a *netns.Namespace. The
@@ -150,7 +150,7 @@ func isShortage(err error) bool {
 func (m *Map[L]) Steered() bool { return m.steered }
 
 // Set makes ports the ones that can be reached at alias, an address in
-// Aliases, and owner what Lookup says of them. It replaces what was set before;
+// Aliases or link.LocalAddr, and owner what Lookup says of them. It replaces what was set before;
 // a port that stays is never refused in between. Without ports, everything at
 // alias is refused: the client sees ECONNREFUSED, as it would from a source
 // that is down. SCTP ports are left out: no link carries SCTP.
@@ -176,7 +176,7 @@ func (m *Map[L]) Set(alias netip.Addr, ports []link.Port, owner L) error {
 }
 
 func check(alias netip.Addr, ports []link.Port) error {
-	if !Aliases.Contains(alias) || alias == link.LocalAddr || alias == Aliases.Addr() {
+	if !Aliases.Contains(alias) || alias == Aliases.Addr() {
 		return fmt.Errorf("not an address for an alias, those are in %v, from 127.77.0.2 on", Aliases)
 	}
 	for _, p := range ports {
@@ -188,8 +188,13 @@ func check(alias netip.Addr, ports []link.Port) error {
 }
 
 // Delete forgets an alias. Its address is an ordinary loopback address of the
-// recipient from then on. To delete one that is not there is no error.
+// recipient from then on. To delete one that is not there is no error. Of
+// link.LocalAddr only the ports are forgotten: what is there is nobody else's.
 func (m *Map[L]) Delete(alias netip.Addr) error {
+	if alias == link.LocalAddr {
+		var none L
+		return m.Set(alias, nil, none)
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {

@@ -141,6 +141,23 @@ func TestTheListenersThemselvesRefuse(t *testing.T) {
 	}
 }
 
+// The agent's own address has the ports it was given, and takes none away.
+func TestTheAgentsOwnAddress(t *testing.T) {
+	n := netnstest.New(t)
+	m, _ := serve(t, n)
+	ownServer(t, n, "tcp", "0.0.0.0:1080")
+	wantWho(t, n, "tcp", "127.77.0.1:1080", "refused")
+	set(t, m, link.LocalAddr, tcp(1080), "socks")
+	wantWho(t, n, "tcp", "127.77.0.1:1080", "socks 127.77.0.1:1080")
+	wantWho(t, n, "tcp", "127.77.0.1:1081", "refused")
+	wantWho(t, n, "udp", "127.77.0.1:1080", "refused")
+	wantWho(t, n, "tcp", "127.0.0.1:1080", "own 127.0.0.1:1080")
+	if err := m.Delete(link.LocalAddr); err != nil {
+		t.Fatal(err)
+	}
+	wantWho(t, n, "tcp", "127.77.0.1:1080", "refused")
+}
+
 // The listeners keep out of the range that clients get their ports from, or
 // they would be in the way of those, or these in theirs.
 func TestTheListenersLeaveClientsTheirPorts(t *testing.T) {
@@ -410,7 +427,6 @@ func TestSetErrors(t *testing.T) {
 		ports []link.Port
 		want  string
 	}{
-		{"127.77.0.1", nil, "setting the ports of alias 127.77.0.1: not an address for an alias, those are in 127.77.0.0/16, from 127.77.0.2 on"},
 		{"127.77.0.0", nil, "setting the ports of alias 127.77.0.0: not an address for an alias, those are in 127.77.0.0/16, from 127.77.0.2 on"},
 		{"127.0.0.1", nil, "setting the ports of alias 127.0.0.1: not an address for an alias, those are in 127.77.0.0/16, from 127.77.0.2 on"},
 		{"::1", nil, "setting the ports of alias ::1: not an address for an alias, those are in 127.77.0.0/16, from 127.77.0.2 on"},
