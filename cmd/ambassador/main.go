@@ -35,6 +35,7 @@ Links between hosts:
 Links without an agent, between processes or hosts:
   source    the source's end
   recipient the recipient's end
+  env       the classic ambassador container: forward what variables name
 
   version   print the version
 
@@ -79,6 +80,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 
 		"source":    source,
 		"recipient": recipient,
+		"env":       env,
 	}
 	switch name := args[0]; name {
 	case "help", "--help", "-h":
