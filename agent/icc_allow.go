@@ -99,6 +99,9 @@ func (s *permissions) store(list []permission) error {
 	if err != nil {
 		return err
 	}
+	if err := os.MkdirAll(filepath.Dir(s.file), 0o700); err != nil {
+		return fmt.Errorf("keeping the permissions: %w", err)
+	}
 	next := s.file + ".next"
 	if err := os.WriteFile(next, append(text, '\n'), 0o600); err != nil {
 		return fmt.Errorf("keeping the permissions: %w", err)

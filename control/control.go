@@ -9,6 +9,7 @@ import (
 	"cmp"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -18,6 +19,17 @@ const DefaultDir = "/run/ambassador"
 
 // Dir is the directory AMBASSADOR_DIR names, else DefaultDir.
 func Dir() string { return cmp.Or(os.Getenv("AMBASSADOR_DIR"), DefaultDir) }
+
+// StateDir is where the agent of a directory keeps what has to outlive it: the
+// directory itself, but for one below /run, where nothing outlives a boot,
+// the one of the same name below /var/lib. It follows from dir alone, so that
+// a command finds it without the agent; it may not exist yet.
+func StateDir(dir string) string {
+	if name, found := strings.CutPrefix(filepath.Clean(dir), "/run/"); found {
+		return filepath.Join("/var/lib", name)
+	}
+	return dir
+}
 
 // SocketPath is the agent's socket in dir.
 func SocketPath(dir string) string { return filepath.Join(dir, "ambassador.sock") }

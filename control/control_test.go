@@ -115,3 +115,17 @@ func TestOnlyRootAndTheDockerGroupMayAsk(t *testing.T) {
 		t.Errorf("the socket's mode is %v, want %v", info.Mode().Perm(), want)
 	}
 }
+
+func TestStateOutlivesTheBoot(t *testing.T) {
+	for dir, want := range map[string]string{
+		"/run/ambassador":  "/var/lib/ambassador",
+		"/run/a/b/":        "/var/lib/a/b",
+		"/var/lib/x":       "/var/lib/x",
+		"/running/x":       "/running/x",
+		"relative/run/dir": "relative/run/dir",
+	} {
+		if got := StateDir(dir); got != want {
+			t.Errorf("the state of %q is in %q, want %q", dir, got, want)
+		}
+	}
+}

@@ -231,7 +231,7 @@ func only(t *testing.T, found []Finding, holes ...string) {
 	if !slices.Equal(names, holes) {
 		var all []string
 		for _, f := range found {
-			all = append(all, fmt.Sprintf("%s %s %s: %s", f.Verdict, f.Check, f.Subject, f.Detail))
+			all = append(all, fmt.Sprintf("%s %s %s: %s %q", f.Verdict, f.Check, f.Subject, f.Detail, f.Frames))
 		}
 		t.Errorf("holes in %q, want %q\n%s", names, holes, strings.Join(all, "\n"))
 	}
@@ -373,8 +373,8 @@ func TestHoleOfTheReverseRule(t *testing.T) {
 	only(t, found, "reverse-rule")
 	for _, f := range found {
 		if f.Verdict == Hole {
-			const want = "arrives: the reverse rule, from source port 80 as source, on control0 by way of the host"
-			if f.Subject != "link recipient to source, port 80/tcp (control)" || f.Detail != want {
+			want := []string{"the reverse rule, from source port 80 as source, on control0 by way of the host"}
+			if f.Subject != "link recipient to source, port 80/tcp (control)" || f.Detail != "arrives" || !slices.Equal(f.Frames, want) {
 				t.Errorf("found %+v", f)
 			}
 		}

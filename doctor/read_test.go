@@ -119,7 +119,10 @@ func TestTable(t *testing.T) {
 	r.Add(
 		Finding{Verdict: OK, How: Read, CIS: "2.4", Check: "iptables", Subject: "engine", Detail: "it does"},
 		Finding{Verdict: Hole, How: Tried, CIS: "2.2", Check: "tcp", Subject: "bridge docker0", Detail: "arrives", Hint: "close it"},
-		Finding{Verdict: Hole, How: Tried, CIS: "2.2", Check: "tcp", Subject: "bridge br-1", Detail: "arrives", Hint: "close it"},
+		Finding{Verdict: Hole, How: Tried, CIS: "2.2", Check: "tcp", Subject: "bridge br-1", Detail: "arrives", Frames: []string{"a SYN", "another"}, Hint: "close it"},
+		Finding{Verdict: OK, How: Tried, CIS: "2.2", Check: "tcp", Subject: "bridge br-2", Detail: "does not arrive", Frames: []string{"a SYN"}},
+		Finding{Verdict: Note, How: Tried, CIS: "2.2", Check: "arp", Subject: "bridge br-2", Detail: "arrives", Frames: []string{"a", "b"}},
+		Finding{Verdict: OK, How: Tried, CIS: "2.2", Check: "udp", Subject: "bridge br-2", Detail: "does not arrive", Frames: []string{"a", "b"}},
 		Finding{Verdict: Note, How: Read, Check: "engine", Subject: "engine", Detail: "20.10"},
 	)
 	var table, text strings.Builder
@@ -134,9 +137,11 @@ note     -    engine    engine   20.10
 
 TRIED: frames sent from throw-away ports
 
-VERDICT  CIS  CHECK  SUBJECT         FOUND
-HOLE     2.2  tcp    bridge docker0  arrives
-HOLE     2.2  tcp    bridge br-1     arrives
+VERDICT  CIS  CHECK     SUBJECT         FOUND
+HOLE     2.2  tcp       bridge docker0  arrives
+HOLE     2.2  tcp       bridge br-1     arrives: a SYN; another
+ok       2.2  2 checks  bridge br-2     does not arrive: tcp, udp
+note     2.2  arp       bridge br-2     arrives: 2 sent
 
 tcp: close it
 
@@ -145,7 +150,7 @@ Something passes that should not: 2 holes, 0 unknown, 0 warnings.
 	if table.String() != want {
 		t.Errorf("got\n%s\nwant\n%s", &table, want)
 	}
-	r.Findings = r.Findings[:2]
+	r.Findings = []Finding{r.Findings[0], r.Findings[2]}
 	if err := r.WriteJSON(&text); err != nil {
 		t.Fatal(err)
 	}
@@ -165,8 +170,12 @@ Something passes that should not: 2 holes, 0 unknown, 0 warnings.
       "how": "tried",
       "cis": "2.2",
       "check": "tcp",
-      "subject": "bridge docker0",
+      "subject": "bridge br-1",
       "detail": "arrives",
+      "frames": [
+        "a SYN",
+        "another"
+      ],
       "hint": "close it"
     }
   ]

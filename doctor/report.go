@@ -42,7 +42,11 @@ type Finding struct {
 	Check   string  `json:"check"`         // what was looked for, one word for machines
 	Subject string  `json:"subject"`       // on what
 	Detail  string  `json:"detail"`        // what was found
-	Hint    string  `json:"hint,omitempty"`
+
+	// Frames are those that were sent, and that Detail is about, in words.
+	Frames []string `json:"frames,omitempty"`
+
+	Hint string `json:"hint,omitempty"`
 }
 
 // Report is what a doctor found.
@@ -84,7 +88,8 @@ func (r *Report) WriteJSON(w io.Writer) error {
 }
 
 // WriteTable writes the report for people: first all that was read, then all
-// that was tried, and last what is to be done.
+// that was tried, and last what is to be done. What passed all the same
+// checks has one row.
 func (r *Report) WriteTable(w io.Writer) error {
 	for _, how := range []string{Read, Tried} {
 		fmt.Fprintf(w, "%s\n\n", map[string]string{
@@ -93,19 +98,15 @@ func (r *Report) WriteTable(w io.Writer) error {
 		}[how])
 		tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(tw, "VERDICT\tCIS\tCHECK\tSUBJECT\tFOUND")
-		rows := 0
-		for _, f := range r.Findings {
-			if f.How != how {
-				continue
-			}
-			rows++
+		rows := r.rows(how)
+		for _, f := range rows {
 			verdict := string(f.Verdict)
-			if rank(f.Verdict) >= rank(Warning) {
+			if f.bad() {
 				verdict = strings.ToUpper(verdict)
 			}
 			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", verdict, orDash(f.CIS), f.Check, f.Subject, f.Detail)
 		}
-		if rows == 0 {
+		if len(rows) == 0 {
 			fmt.Fprintln(tw, "-\t-\tnothing\t-\t-")
 		}
 		if err := tw.Flush(); err != nil {
@@ -126,6 +127,48 @@ func (r *Report) WriteTable(w io.Writer) error {
 	_, err := fmt.Fprintln(w, r.summary())
 	return err
 }
+
+// rows are the findings as a person reads them. Of frames by which nothing is
+// wrong, all about one subject are one row, which names the checks: there are
+// dozens. What is wrong is told in full.
+func (r *Report) rows(how string) (rows []Finding) {
+	type group struct{ verdict, subject, detail string }
+	members := make(map[group][]Finding)
+	at := make(map[group]int)
+	for _, f := range r.Findings {
+		switch {
+		case f.How != how:
+		case len(f.Frames) == 0:
+			rows = append(rows, f)
+		case f.bad():
+			f.Detail += ": " + strings.Join(f.Frames, "; ")
+			rows = append(rows, f)
+		default:
+			g := group{string(f.Verdict), f.Subject, f.Detail}
+			if members[g] = append(members[g], f); len(members[g]) == 1 {
+				at[g] = len(rows)
+				rows = append(rows, f)
+			}
+		}
+	}
+	for g, all := range members {
+		row := &rows[at[g]]
+		if len(all) == 1 {
+			row.Detail = fmt.Sprintf("%s: %d sent", g.detail, len(row.Frames))
+			continue
+		}
+		row.Check = fmt.Sprintf("%d checks", len(all))
+		var names []string
+		for _, f := range all {
+			names = append(names, f.Check)
+		}
+		row.Detail += ": " + strings.Join(names, ", ")
+	}
+	return rows
+}
+
+// bad says that a finding is one that somebody should look at.
+func (f Finding) bad() bool { return rank(f.Verdict) >= rank(Warning) }
 
 func (r *Report) summary() string {
 	count := make(map[Verdict]int)

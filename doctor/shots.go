@@ -150,12 +150,13 @@ func linkShots(a *port, l Link, source, recipient *Endpoint, toSource, toRecipie
 		subject := fmt.Sprintf("link %s to %s, port %s (%s)", l.Recipient, l.Source, p, l.Kind)
 		// Each goes straight to where it is for, and by way of the host.
 		add := func(check, what string, end net.HardwareAddr, flow frame.Flow, to *frame.Tap) {
-			for note, mac := range map[string]net.HardwareAddr{"": end, " by way of the host": a.bridge.MAC} {
-				shots = append(shots, shot{
-					check: check, subject: subject, on: a.bridge, what: what + " on " + a.bridge.Device + note,
-					kind: k, hop: frame.Hop{From: a.mac, To: mac}, flow: flow, from: a.tap, to: to,
-				})
+			s := shot{
+				check: check, subject: subject, on: a.bridge, what: what + " on " + a.bridge.Device,
+				kind: k, hop: frame.Hop{From: a.mac, To: end}, flow: flow, from: a.tap, to: to,
 			}
+			routed := s
+			routed.what, routed.hop.To = s.what+" by way of the host", a.bridge.MAC
+			shots = append(shots, s, routed)
 		}
 		for _, addr := range source.Addrs {
 			flow := frame.Flow{From: at(like(a, addr), anyPort), To: at(addr, p.Number)}

@@ -102,12 +102,13 @@ func (t *trial) run(ctx context.Context) (found []Finding, err error) {
 		}
 		found = append(found, Finding{Verdict: Unknown, CIS: "2.2", Check: "ports", Subject: b.subject(), Detail: "not tried: " + err.Error()})
 	}
+	isolated := time.Now().Add(isolateTime) // for all bridges: the ports have been there since
 	for _, b := range t.facts.Bridges {
 		pair, plugged := pairs[b.Index]
 		if !plugged {
 			continue
 		}
-		finding, ready := t.ready(ctx, b, pair)
+		finding, ready := t.ready(ctx, b, pair, isolated)
 		found = append(found, finding)
 		if !ready {
 			delete(pairs, b.Index)
@@ -138,8 +139,8 @@ func (t *trial) plugPair(b Bridge) (a, z *port, err error) {
 }
 
 // ready waits until the ports of a bridge are as a container's would be when
-// its program runs.
-func (t *trial) ready(ctx context.Context, b Bridge, pair [2]*port) (Finding, bool) {
+// its program runs, which on a closed bridge is isolated by a certain time.
+func (t *trial) ready(ctx context.Context, b Bridge, pair [2]*port, isolated time.Time) (Finding, bool) {
 	f := Finding{Verdict: Unknown, CIS: "2.2", Check: "new-port", Subject: b.subject()}
 	host, err := t.tap(b.Device)
 	if err != nil {
@@ -165,7 +166,7 @@ func (t *trial) ready(ctx context.Context, b Bridge, pair [2]*port) (Finding, bo
 		f.Verdict, f.Detail = Note, "a new port is not isolated, as the bridge is open"
 		return f, true
 	}
-	for until := time.Now().Add(isolateTime); ; time.Sleep(time.Millisecond) {
+	for ; ; time.Sleep(time.Millisecond) {
 		open := ""
 		for _, p := range pair {
 			on, err := p.isolated()
@@ -181,7 +182,7 @@ func (t *trial) ready(ctx context.Context, b Bridge, pair [2]*port) (Finding, bo
 		case open == "":
 			f.Verdict, f.Detail = OK, "a new port is isolated at once"
 			return f, true
-		case time.Now().After(until) || ctx.Err() != nil:
+		case time.Now().After(isolated) || ctx.Err() != nil:
 			f.Verdict, f.Detail = Hole, "a new port is not isolated"
 			f.Hint = "ambassador serve isolates the ports of closed bridges, and those that appear"
 			return f, true
@@ -304,22 +305,21 @@ func (t *trial) fire() error {
 func (t *trial) judge(blind map[string]bool) (found []Finding) {
 	place := make(map[string]int)
 	for i, s := range t.shots {
-		f := Finding{CIS: "2.2", Check: s.check, Subject: s.subject}
+		f := Finding{CIS: "2.2", Check: s.check, Subject: s.subject, Frames: []string{s.what}}
 		switch {
 		case t.seen[i]:
-			f.Verdict = s.on.verdict()
-			f.Detail = "arrives: " + s.what
+			f.Verdict, f.Detail = s.on.verdict(), "arrives"
 			if f.Verdict != Note {
 				f.Hint = "ambassador serve --icc=enforce closes the bridges whose networks have ICC disabled, --icc=deny all that are not labelled ambassador.icc=allow"
 			}
 		case blind[s.check]:
-			f.Verdict, f.Detail = Unknown, "not seen, and would not have been: "+s.what
+			f.Verdict, f.Detail = Unknown, "not seen, and would not have been"
 		default:
-			f.Verdict, f.Detail = OK, "does not arrive: "+s.what
+			f.Verdict, f.Detail = OK, "does not arrive"
 		}
 		key := strings.Join([]string{string(f.Verdict), f.Check, f.Subject}, "\x00")
 		if at, ok := place[key]; ok {
-			found[at].Detail += "; " + s.what
+			found[at].Frames = append(found[at].Frames, s.what)
 			continue
 		}
 		place[key] = len(found)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -168,9 +167,8 @@ func newICC(dir string, bridges *bridge.Host, log *slog.Logger) *agent.ICC {
 	return &agent.ICC{
 		Rules: new(iptables.Firewall),
 		Ports: bridges,
-		// Permissions are to outlive the service; dir does not outlive a stop.
-		Dir: cmp.Or(os.Getenv("STATE_DIRECTORY"), dir),
-		Log: log,
+		Dir:   control.StateDir(dir),
+		Log:   log,
 	}
 }
 
