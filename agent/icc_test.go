@@ -274,6 +274,22 @@ func TestSettled(t *testing.T) {
 	}
 }
 
+// While a container is not kept apart, its links are not announced to its
+// program.
+func TestNoWordBeforeItIsKeptApart(t *testing.T) {
+	r := new(recipient)
+	r.view.Store(&docker.Container{Name: "web"})
+	a := &Agent{Settled: func(_ context.Context, ctr docker.Container) error {
+		if ctr.Name != "web" {
+			t.Errorf("asked about %q", ctr.Name)
+		}
+		return errors.New("its port is open")
+	}}
+	if err := a.letIn(t.Context(), r); err == nil || r.gate != nil || err.Error() != `keeping "web" apart: its port is open` {
+		t.Errorf("the gate is %v, %v", r.gate, err)
+	}
+}
+
 // With --icc=off nothing is touched, and what stands can be removed.
 func TestICCOff(t *testing.T) {
 	h := &fakeHost{networks: someNetworks}

@@ -141,7 +141,7 @@ VERDICT  CIS  CHECK     SUBJECT         FOUND
 HOLE     2.2  tcp       bridge docker0  arrives
 HOLE     2.2  tcp       bridge br-1     arrives: a SYN; another
 ok       2.2  2 checks  bridge br-2     does not arrive: tcp, udp
-note     2.2  arp       bridge br-2     arrives: 2 sent
+note     2.2  arp       bridge br-2     arrives; frames sent: 2
 
 tcp: close it
 

@@ -154,7 +154,7 @@ func (r *Report) rows(how string) (rows []Finding) {
 	for g, all := range members {
 		row := &rows[at[g]]
 		if len(all) == 1 {
-			row.Detail = fmt.Sprintf("%s: %d sent", g.detail, len(row.Frames))
+			row.Detail = fmt.Sprintf("%s; frames sent: %d", g.detail, len(row.Frames))
 			continue
 		}
 		row.Check = fmt.Sprintf("%d checks", len(all))

@@ -38,11 +38,25 @@ func (d diagnosis) has(verdict doctor.Verdict, check, subject string) bool {
 	})
 }
 
+// names fails the test unless the doctor failed, and named this.
+func (d diagnosis) names(t *testing.T, verdict doctor.Verdict, check, subject string) {
+	t.Helper()
+	if d.code != 1 || !d.has(verdict, check, subject) {
+		t.Errorf("it exits with %d, and names no %s of %s at %s:\n%s", d.code, verdict, check, subject, d)
+		return
+	}
+	for _, f := range d.Findings {
+		if f.Verdict == verdict && f.Check == check && strings.Contains(f.Subject, subject) {
+			t.Logf("%s, %s, CIS %s, %s, %s: %s %q", f.Verdict, f.How, f.CIS, f.Check, f.Subject, f.Detail, f.Frames)
+		}
+	}
+}
+
 func (d diagnosis) String() string {
 	var lines []string
 	for _, f := range d.Findings {
 		if f.Verdict != doctor.OK && f.Verdict != doctor.Note {
-			lines = append(lines, fmt.Sprintf("%s %s %s %s %s: %s", f.Verdict, f.How, f.CIS, f.Check, f.Subject, f.Detail))
+			lines = append(lines, fmt.Sprintf("%s %s %s %s %s: %s %q", f.Verdict, f.How, f.CIS, f.Check, f.Subject, f.Detail, f.Frames))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -78,7 +92,9 @@ func TestDoctor(t *testing.T) {
 		t.Errorf("before the visit\n%s\nafter\n%s", left, after)
 	}
 
-	// What is only set wrong is a hole if it opens a way, else a warning.
+	// What is only set wrong is a hole if it opens a way, else a warning, by
+	// which it fails if it is strict.
+	how := map[doctor.Verdict][]string{doctor.Warning: {"--strict"}}
 	for _, c := range []struct {
 		name    string
 		args    []string
@@ -93,25 +109,18 @@ func TestDoctor(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h.docker(t, append(append([]string{"run", "-d", "--name", "bad"}, c.args...), h.busybox, "sleep", "1000")...)
 			defer h.remove(t, "bad")
-			d := h.doctor(t)
-			if (d.code != 0) != (c.verdict == doctor.Hole) || !d.has(c.verdict, c.check, "container bad") {
-				t.Errorf("it exits with %d:\n%s", d.code, d)
-			}
+			h.doctor(t, how[c.verdict]...).names(t, c.verdict, c.check, "container bad")
 		})
 	}
 	t.Run("default bridge", func(t *testing.T) {
 		h.docker(t, "run", "-d", "--name", "bad", "--cap-drop", "NET_RAW", h.busybox, "sleep", "1000")
 		defer h.remove(t, "bad")
-		if d := h.doctor(t); d.code != 0 || !d.has(doctor.Warning, "default-bridge", "bridge docker0 (network bridge)") {
-			t.Errorf("it exits with %d:\n%s", d.code, d)
-		}
+		h.doctor(t, "--strict").names(t, doctor.Warning, "default-bridge", "bridge docker0 (network bridge)")
 	})
 	t.Run("no forwarding", func(t *testing.T) {
 		h.inHost(t, "sysctl", "-qw", "net.ipv4.ip_forward=0")
 		defer h.inHost(t, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-		if d := h.doctor(t, "--strict"); d.code != 1 || !d.has(doctor.Warning, "forwarding", "engine") {
-			t.Errorf("it exits with %d:\n%s", d.code, d)
-		}
+		h.doctor(t, "--strict").names(t, doctor.Warning, "forwarding", "engine")
 	})
 
 	// What the ambassador would close at once is opened while it is away; what
@@ -150,9 +159,7 @@ func TestDoctor(t *testing.T) {
 			for _, words := range c.close {
 				h.inHost(t, strings.Fields(words)...)
 			}
-			if d.code != 1 || !d.has(doctor.Hole, c.check, c.on) {
-				t.Errorf("it exits with %d:\n%s", d.code, d)
-			}
+			d.names(t, doctor.Hole, c.check, c.on)
 		})
 	}
 	t.Run("new containers", func(t *testing.T) {
@@ -160,9 +167,7 @@ func TestDoctor(t *testing.T) {
 		// before are closed.
 		d := h.doctor(t, deny...)
 		for _, check := range []string{"new-port", "arp", "raw-frame", "broadcast"} {
-			if !d.has(doctor.Hole, check, bridge) {
-				t.Errorf("%s is no hole:\n%s", check, d)
-			}
+			d.names(t, doctor.Hole, check, bridge)
 		}
 		for _, check := range []string{"tcp", "routed-tcp", "isolation", "link-port", "reverse-rule"} {
 			if d.has(doctor.Hole, check, "") {
@@ -171,9 +176,9 @@ func TestDoctor(t *testing.T) {
 		}
 	})
 	t.Run("an open bridge", func(t *testing.T) {
-		if d := h.doctor(t); d.code != 1 || !d.has(doctor.Hole, "icc", "bridge docker0") || !d.has(doctor.Warning, "icc", bridge) {
-			t.Errorf("it exits with %d:\n%s", d.code, d)
-		}
+		d := h.doctor(t)
+		d.names(t, doctor.Hole, "icc", "bridge docker0")
+		d.names(t, doctor.Warning, "icc", bridge)
 	})
 	h.startAgent(t)
 	h.enforced(t, "the ambassador's return")
@@ -201,9 +206,7 @@ func TestDoctorOfFlags(t *testing.T) {
 		{doctor.Hole, "raw-frame", "(network closed)"},
 		{doctor.Hole, "ipv6-tcp", "(network closed)"},
 	} {
-		if !d.has(c.verdict, c.check, c.subject) {
-			t.Errorf("no %s of %s on %s in\n%s", c.verdict, c.check, c.subject, d)
-		}
+		d.names(t, c.verdict, c.check, c.subject)
 	}
 	// Without the engine's own chains there is a hook of ours.
 	h.agent.stop(t)

@@ -28,7 +28,13 @@ type peer struct {
 	network string
 	mac     net.HardwareAddr
 	gateway net.HardwareAddr // of the bridge it is on
-	addrs   []netip.Addr
+
+	ip4, ip6 netip.Addr // ip6 is not valid where the network has none
+}
+
+// link6 is an address that frames can have on any bridge.
+func (p *peer) link6() netip.Addr {
+	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: p.mac[0], p.mac[1], p.mac[2], 0xff, 0xfe, p.mac[3], p.mac[4], p.mac[5]})
 }
 
 // wireMagic marks the frames of these tests.
@@ -56,11 +62,8 @@ func (h *host) peer(t *testing.T, name string) *peer {
 	p := &peer{Namespace: ns, name: name}
 	for network, e := range inspected[0].NetworkSettings.Networks {
 		p.network = network
-		for _, a := range []string{e.IPAddress, e.GlobalIPv6Address} {
-			if addr, err := netip.ParseAddr(a); err == nil {
-				p.addrs = append(p.addrs, addr)
-			}
-		}
+		p.ip4, _ = netip.ParseAddr(e.IPAddress)
+		p.ip6, _ = netip.ParseAddr(e.GlobalIPv6Address)
 		if p.mac, err = net.ParseMAC(e.MacAddress); err != nil {
 			t.Fatal(err)
 		}
@@ -98,83 +101,129 @@ type shot struct {
 
 // shots are a frame of each kind, straight and by way of the host.
 func shots(a, b *peer) (all []shot) {
-	for way, mac := range map[string]net.HardwareAddr{"straight": b.mac, "by the host": a.gateway} {
-		hop := frame.Hop{From: a.mac, To: mac}
-		all = append(all,
-			shot{"raw " + way, func(t frame.Token) []byte { return frame.Raw(hop, t) }},
-			shot{"broadcast " + way, func(t frame.Token) []byte { return frame.Raw(frame.Hop{From: a.mac, To: frame.Broadcast}, t) }})
-		for _, src := range a.addrs {
-			for _, dst := range b.addrs {
-				if src.Is4() != dst.Is4() {
-					continue
-				}
-				family := map[bool]string{true: " IPv4 ", false: " IPv6 "}[src.Is4()]
-				flow := frame.Flow{From: netip.AddrPortFrom(src, 61000), To: netip.AddrPortFrom(dst, 80)}
-				all = append(all,
-					shot{"TCP" + family + way, func(t frame.Token) []byte { return frame.SYN(hop, flow, t) }},
-					shot{"UDP" + family + way, func(t frame.Token) []byte { return frame.UDP(hop, flow, t) }},
-					shot{"ICMP" + family + way, func(t frame.Token) []byte { return frame.Echo(hop, flow, t) }})
-				if src.Is4() {
-					all = append(all, shot{"ARP " + way, func(t frame.Token) []byte { return frame.ARP(a.mac, src, dst, t) }})
-				}
+	for _, way := range []struct {
+		name string
+		mac  net.HardwareAddr
+	}{{"straight", b.mac}, {"by the host", a.gateway}} {
+		hop := frame.Hop{From: a.mac, To: way.mac}
+		add := func(kind string, frame func(frame.Token) []byte) {
+			all = append(all, shot{kind + " " + way.name, frame})
+		}
+		add("raw", func(t frame.Token) []byte { return frame.Raw(hop, t) })
+		for _, pair := range [][2]netip.Addr{{a.ip4, b.ip4}, {a.ip6, b.ip6}, {a.link6(), b.link6()}} {
+			src, dst := pair[0], pair[1]
+			if !src.IsValid() || !dst.IsValid() {
+				continue
 			}
+			family := map[bool]string{true: "IPv4", false: "IPv6"}[src.Is4()]
+			if src.IsLinkLocalUnicast() {
+				family = "link-local IPv6"
+			}
+			flow := frame.Flow{From: netip.AddrPortFrom(src, 61000), To: netip.AddrPortFrom(dst, 80)}
+			add("TCP "+family, func(t frame.Token) []byte { return frame.SYN(hop, flow, t) })
+			add("UDP "+family, func(t frame.Token) []byte { return frame.UDP(hop, flow, t) })
+			add("ICMP "+family, func(t frame.Token) []byte { return frame.Echo(hop, flow, t) })
 		}
 	}
-	return all
+	return append(all,
+		shot{"ARP", func(t frame.Token) []byte { return frame.ARP(a.mac, a.ip4, b.ip4, t) }},
+		shot{"raw to everybody", func(t frame.Token) []byte { return frame.Raw(frame.Hop{From: a.mac, To: frame.Broadcast}, t) }})
+}
+
+// way is from one container to another, by their names.
+type way struct{ from, to string }
+
+// volley is what came of shots: how many were sent, and by way, the names of
+// those that arrived.
+type volley struct {
+	sent    int
+	arrived map[way][]string
+}
+
+func (v volley) String() string {
+	n := 0
+	for _, names := range v.arrived {
+		n += len(names)
+	}
+	return fmt.Sprintf("%d frames sent, %d arrived", v.sent, n)
+}
+
+// nothing fails the test for every way by which something arrived.
+func (v volley) nothing(t *testing.T, when string) {
+	t.Helper()
+	for w, arrived := range v.arrived {
+		t.Errorf("%s, from %s to %s: %q", when, w.from, w.to, arrived)
+	}
+	t.Logf("%s: %v", when, v)
 }
 
 // passes sends frames of each kind from inside one container to another, and
 // names those that arrive.
 func passes(t *testing.T, a, b *peer) []string {
 	t.Helper()
-	return passesAmong(t, a, b)[[2]string{a.name, b.name}]
+	return shoot(t, grace, [][2]*peer{{a, b}}).arrived[way{a.name, b.name}]
 }
 
-// passesAmong does so from each to each, all at once, and tells by the names
-// of the two what arrives.
-func passesAmong(t *testing.T, peers ...*peer) map[[2]string][]string {
+// passesAmong does so from each to each, all at once.
+func passesAmong(t *testing.T, wait time.Duration, peers ...*peer) volley {
+	t.Helper()
+	var pairs [][2]*peer
+	for _, a := range peers {
+		for _, b := range peers {
+			if a != b {
+				pairs = append(pairs, [2]*peer{a, b})
+			}
+		}
+	}
+	return shoot(t, wait, pairs)
+}
+
+// grace is how long a frame is waited for that should not come. On an open
+// bridge, all come at once.
+const grace = 500 * time.Millisecond
+
+func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer) volley {
 	t.Helper()
 	type aim struct {
 		shot
 		from, to *peer
 	}
 	taps := map[*peer]*frame.Tap{}
-	for _, p := range peers {
-		taps[p] = openTap(t, p)
-		defer taps[p].Close()
-	}
-	var aims []aim
-	for _, a := range peers {
-		for _, b := range peers {
-			if a == b {
-				continue
-			}
-			for _, s := range shots(a, b) {
-				if err := taps[a].Send(s.frame(frame.Token{Magic: wireMagic, ID: uint32(len(aims))})); err != nil {
-					t.Fatal(err)
-				}
-				aims = append(aims, aim{s, a, b})
+	for _, pair := range pairs {
+		for _, p := range pair {
+			if taps[p] == nil {
+				taps[p] = openTap(t, p)
+				defer taps[p].Close()
 			}
 		}
 	}
-	arrived := map[[2]string][]string{}
-	until := time.Now().Add(500 * time.Millisecond)
-	for _, p := range peers {
-		if err := taps[p].Watch(until, func(id uint32) bool {
+	var aims []aim
+	for _, pair := range pairs {
+		for _, s := range shots(pair[0], pair[1]) {
+			if err := taps[pair[0]].Send(s.frame(frame.Token{Magic: wireMagic, ID: uint32(len(aims))})); err != nil {
+				t.Fatal(err)
+			}
+			aims = append(aims, aim{s, pair[0], pair[1]})
+		}
+	}
+	v := volley{len(aims), map[way][]string{}}
+	until := time.Now().Add(wait)
+	for p, tap := range taps {
+		if err := tap.Watch(until, func(id uint32) bool {
 			if s := aims[id]; s.to == p {
-				way := [2]string{s.from.name, p.name}
-				arrived[way] = append(arrived[way], s.name)
+				w := way{s.from.name, p.name}
+				v.arrived[w] = append(v.arrived[w], s.name)
 			}
 			return false
 		}); err != nil {
 			t.Fatal(err)
 		}
 	}
-	for way, names := range arrived {
+	for w, names := range v.arrived {
 		slices.Sort(names)
-		arrived[way] = slices.Compact(names)
+		v.arrived[w] = slices.Compact(names) // a redirect (ICMP) brings one again
 	}
-	return arrived
+	return v
 }
 
 func openTap(t *testing.T, p *peer) (tap *frame.Tap) {
@@ -241,7 +290,7 @@ func (h *host) icc(t *testing.T) control.ICC {
 
 // enforced waits until everything wanted is found, and every rule is there
 // once.
-func (h *host) enforced(t *testing.T, after string) {
+func (h *host) enforced(t *testing.T, after string) (took time.Duration) {
 	t.Helper()
 	start := time.Now()
 	enginetest.Poll(t, soon, func() error {
@@ -259,7 +308,9 @@ func (h *host) enforced(t *testing.T, after string) {
 		}
 		return h.noRuleTwice(t)
 	})
-	t.Logf("enforced %v after %s", time.Since(start).Round(time.Millisecond), after)
+	took = time.Since(start).Round(time.Millisecond)
+	t.Logf("enforced %v after %s", took, after)
+	return took
 }
 
 // noRuleTwice says which rule of the ambassador's is there more than once.

@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"fmt"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/linkrun/linkrun/internal/enginetest"
+	"github.com/linkrun/linkrun/netns"
 )
 
 // The networks of these tests besides the default bridge.
@@ -54,12 +57,23 @@ func TestDenyPassesNothingButLinks(t *testing.T) {
 	if r := h.ambassador(t, "icc", "off"); r.code != 0 {
 		t.Fatal(r.err)
 	}
-	h.inHost(t, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0", "net.bridge.bridge-nf-call-ip6tables=0")
-	arrived := passesAmong(t, peers...)
+	netfilter := func(value string) {
+		t.Helper()
+		h.inHost(t, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+value, "net.bridge.bridge-nf-call-ip6tables="+value)
+	}
+	netfilter("0")
+	open := passesAmong(t, grace, peers...)
 	for i := 0; i < len(peers); i += 2 {
-		a, b := peers[i].name, peers[i+1].name
-		if arrived := arrived[[2]string{a, b}]; len(arrived) < 7 {
-			t.Fatalf("from %s to %s on an open bridge only %q arrive", a, b, arrived)
+		a, b := peers[i], peers[i+1]
+		arrived := open.arrived[way{a.name, b.name}]
+		for _, s := range shots(a, b) {
+			if !strings.HasSuffix(s.name, "by the host") && !slices.Contains(arrived, s.name) {
+				t.Fatalf("on the open bridge %s does not arrive from %s at %s, only %q", s.name, a.name, b.name, arrived)
+			}
+		}
+		t.Logf("open, %s to %s: %q arrive", a.name, b.name, arrived)
+		if got, err := h.ask(a.name, b.ip4.String(), 80); err != nil || got != b.name {
+			t.Fatalf("on the open bridge %s does not reach %s: %q, %v", a.name, b.name, got, err)
 		}
 	}
 	h.agent.stop(t)
@@ -69,37 +83,58 @@ func TestDenyPassesNothingButLinks(t *testing.T) {
 	h.start(t, "web", "--network", "icc-a", "--link", "db", h.busybox, "sleep", "1000")
 	h.source(t, "published", "-p", "8080:80", h.busybox, "nc", "-ll", "-p", "80", "-e", "echo", "published")
 	peers = append(peers, h.peer(t, "db"), h.peer(t, "web"), h.peer(t, "published"))
-	for _, netfilter := range []string{"1", "0"} {
-		t.Run("bridge-nf-call-iptables="+netfilter, func(t *testing.T) {
-			h.inHost(t, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables="+netfilter, "net.bridge.bridge-nf-call-ip6tables="+netfilter)
+	for _, value := range []string{"1", "0"} {
+		t.Run("bridge-nf-call-iptables="+value, func(t *testing.T) {
+			netfilter(value)
 			h.enforced(t, "nothing")
-			for way, arrived := range passesAmong(t, peers...) {
-				t.Errorf("from %s to %s: %q", way[0], way[1], arrived)
-			}
-			// As programs see it, which ask for addresses first.
-			for _, c := range [][2]*peer{{peers[0], peers[1]}, {peers[2], peers[3]}, {peers[2], peers[0]}} {
-				if got, err := h.ask(c[0].name, c[1].addrs[0].String(), 80); err == nil {
-					t.Errorf("%s reached %s and got %q", c[0].name, c[1].name, got)
-				}
-			}
+			passesAmong(t, grace, peers...).nothing(t, fmt.Sprintf("between any two of %d containers on 3 bridges", len(peers)))
+			h.reachNothing(t, [2]*peer{peers[0], peers[1]}, [2]*peer{peers[2], peers[3]}, [2]*peer{peers[2], peers[0]})
 
 			h.answers(t, "web", "db", 5432, "db")
 			for _, c := range []string{"bridge-0", "icc-a-0", "icc-b-0"} {
 				h.answers(t, c, server.Addr().String(), int(server.Port()), "outside")
 			}
-			for where, address := range map[string]string{"the host": "127.0.0.1:8080", "the host's address": "10.250.0.1:8080"} {
-				if got, err := dialFrom(h.namespace(t), 0, address); err != nil || got != "published" {
-					t.Errorf("the published port from %s: %q, %v", where, got, err)
+			host := h.namespace(t)
+			for _, c := range []struct {
+				what, address, want string
+				from                *netns.Namespace
+			}{
+				{"a published port from the host", "127.0.0.1:8080", "published", host},
+				{"a published port by the host's address", "10.250.0.1:8080", "published", host},
+				{"a published port from outside", "10.250.0.1:8080", "published", outside},
+				{"a container from the host", peers[0].ip4.String() + ":80", "bridge-0", host},
+			} {
+				if got, err := dialFrom(c.from, 0, c.address); err != nil || got != c.want {
+					t.Errorf("%s, %s: %q, %v", c.what, c.address, got, err)
+				} else {
+					t.Logf("%s, %s, answers %q", c.what, c.address, got)
 				}
-			}
-			if got, err := dialFrom(outside, 0, "10.250.0.1:8080"); err != nil || got != "published" {
-				t.Errorf("the published port from outside: %q, %v", got, err)
-			}
-			if got, err := dialFrom(h.namespace(t), 0, peers[0].addrs[0].String()+":80"); err != nil || got != "bridge-0" {
-				t.Errorf("a container from the host: %q, %v", got, err)
 			}
 		})
 	}
+}
+
+// reachNothing has programs try inside the containers, which ask for
+// addresses first.
+func (h *host) reachNothing(t *testing.T, pairs ...[2]*peer) {
+	t.Helper()
+	var tries sync.WaitGroup
+	try := func(from, to *peer, program ...string) {
+		tries.Go(func() {
+			out, err := h.Docker(append([]string{"exec", from.name}, program...)...)
+			if err == nil {
+				t.Errorf("in %s, %q reached %s: %q", from.name, program, to.name, out)
+			}
+		})
+	}
+	for _, p := range pairs {
+		try(p[0], p[1], "nc", "-w", "1", p[1].ip4.String(), "80")
+		try(p[0], p[1], "ping", "-c", "1", "-W", "1", p[1].ip4.String())
+		if p[0].ip6.IsValid() && p[1].ip6.IsValid() {
+			try(p[0], p[1], "ping", "-6", "-c", "1", "-W", "1", p[1].ip6.String())
+		}
+	}
+	tries.Wait()
 }
 
 // A container that appears cannot reach another one even as the first thing
@@ -109,7 +144,7 @@ func TestNewContainersAreIsolatedAtOnce(t *testing.T) {
 	h, peers := newDenyHost(t)
 	h.inHost(t, "sysctl", "-qw", "net.bridge.bridge-nf-call-iptables=0")
 	for i := range 5 {
-		out, err := h.Docker("run", "--rm", "--network", peers[2].network, h.busybox, "nc", "-w", "1", peers[2].addrs[0].String(), "80")
+		out, err := h.Docker("run", "--rm", "--network", peers[2].network, h.busybox, "nc", "-w", "1", peers[2].ip4.String(), "80")
 		if err == nil {
 			t.Fatalf("container %d got %q", i, out)
 		}
@@ -174,35 +209,42 @@ func TestLabelledNetworkStaysOpen(t *testing.T) {
 }
 
 // Docker's own link lets the source reach any port of the recipient from the
-// exposed port. The attack succeeds there, and fails on ours.
+// exposed port. The attack succeeds there, and fails on ours, side by side.
 func TestReverseRule(t *testing.T) {
 	t.Parallel() // it has an engine of its own
-	e := enginetest.Start(t, enginetest.Options{ICC: false})
-	h := newHostOn(t, e)
-	h.agent.stop(t)
-	if r := h.ambassador(t, "icc", "off"); r.code != 0 {
-		t.Fatal(r.err)
-	}
-	// The sources expose a port, and listen nowhere: it is free to attack from.
+	h := newHostOn(t, enginetest.Start(t, enginetest.Options{ICC: false}), "--icc=off")
+	// The source exposes a port, and listens nowhere: it is free to attack from.
 	h.source(t, "db", "--expose", "5432", h.busybox, "sleep", "1000")
-	h.source(t, "docker-web", "--link", "db:db", h.busybox, "nc", "-ll", "-p", "22", "-e", "echo", "inside")
+	recipients := []string{"docker-web", "our-web"}
+	serves := []string{"--link", "db:db", h.busybox, "nc", "-ll", "-p", "22", "-e", "echo", "inside"}
+	h.source(t, recipients[0], serves...)
+	h.start(t, recipients[1], serves...)
 	db := h.peer(t, "db")
 	attack := func(on string) (string, error) {
-		return dialFrom(db.Namespace, 5432, h.address(t, on)+":22")
+		got, err := dialFrom(db.Namespace, 5432, h.address(t, on)+":22")
+		t.Logf("from port 5432 of db to port 22 of %s: %q, %v", on, got, err)
+		return got, err
+	}
+	for _, on := range recipients {
+		if got, err := h.ask("db", h.address(t, on), 22); err == nil {
+			t.Errorf("from any port db reaches %s, %q: this engine refuses nothing, and the attack shows nothing", on, got)
+		}
 	}
 	if got, err := attack("docker-web"); err != nil || got != "inside" {
 		t.Errorf("the attack on Docker's link: %q, %v; it should succeed", got, err)
 	}
-	if got, err := h.ask("db", h.address(t, "docker-web"), 22); err == nil {
-		t.Errorf("from any port it reaches %q: this engine refuses nothing, and the attack shows nothing", got)
+	if got, err := attack("our-web"); err == nil {
+		t.Errorf("the attack on our link succeeds: %q", got)
 	}
 
+	// With the bridge closed, it fails on either.
+	h.agent.stop(t)
+	h.serve = []string{"--icc=enforce"}
 	h.startAgent(t)
 	h.enforced(t, "the start")
-	h.start(t, "our-web", "--link", "db:db", h.busybox, "nc", "-ll", "-p", "22", "-e", "echo", "inside")
-	for _, on := range []string{"our-web", "docker-web"} {
+	for _, on := range recipients {
 		if got, err := attack(on); err == nil {
-			t.Errorf("the attack on %s with the ambassador: got %q", on, got)
+			t.Errorf("the attack on %s with the bridge closed: %q", on, got)
 		}
 	}
 	// Nor does the source get anywhere by way of the host.

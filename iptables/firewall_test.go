@@ -260,6 +260,37 @@ func TestRemoveLeavesATableThatOthersUse(t *testing.T) {
 	}
 }
 
+// Nothing is accepted before our rules are asked: what others put before
+// DOCKER-USER would be.
+func TestReconcileGoesFirst(t *testing.T) {
+	w := fakeWorld(NFT)
+	for _, step := range []struct {
+		words, hook string
+	}{
+		{"-P FORWARD DROP", hookForward},
+		{"-N DOCKER-USER", hookForward},
+		{"-I FORWARD -j DOCKER-USER", hookDocker},
+		{"-A FORWARD -i docker0 -o docker0 -j ACCEPT", hookDocker},
+		{"-I FORWARD -i docker0 -o docker0 -j ACCEPT", hookForward},
+		{"-A FORWARD -j DOCKER-USER", hookForward},
+		{"-I FORWARD -j DOCKER-USER", hookDocker},
+		{"-F", hookForward},
+	} {
+		if err := w.iptables(ip4, strings.Fields(step.words)...); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // where it is put, it stays
+			if _, err := w.firewall.Reconcile(t.Context(), policies[1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		all, _ := w.dump(t)
+		if n := strings.Count(all, "-j AMBASSADOR-ICC\n"); !strings.Contains(all, "ip "+step.hook+" 001 -j AMBASSADOR-ICC\n") || n != 2 {
+			t.Errorf("after %q, of %d jumps none is the first rule of %s:\n%s", step.words, n, step.hook, all)
+		}
+	}
+}
+
 // A rule of others that leads to our chains under some condition is theirs.
 func TestReconcileLeavesConditionalJumps(t *testing.T) {
 	w := fakeWorld(NFT)

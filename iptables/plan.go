@@ -21,15 +21,21 @@ const (
 var made = rule{chain: chainMain, comment: "ambassador: this table was not there before"}
 
 // hook is the chain the jump belongs in. DOCKER-USER counts only if packets
-// come by it: after `iptables -F` it is there, and nothing jumps to it.
+// come by it before anything else. After `iptables -F` it is there, and nothing
+// jumps to it. An engine that is then started again while its containers run
+// (live-restore) puts the rules that accept what they send each other before
+// it, and DOCKER-USER back to the top only when the next network is made.
 func (l *listing) hook() string {
 	forward := l.chain(hookForward)
 	if forward == nil || l.chain(hookDocker) == nil {
 		return hookForward
 	}
 	for _, r := range forward.rules {
-		if r.always(hookDocker) {
-			return hookDocker
+		if !r.always(chainMain) {
+			if r.always(hookDocker) {
+				return hookDocker
+			}
+			break
 		}
 	}
 	return hookForward

@@ -126,6 +126,7 @@ var events = []event{
 	both("a policy", "-P FORWARD DROP"),
 	only4("the engine starts", "-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-I FORWARD -j DOCKER-USER"),
 	only4("the engine is back after a flush", "-I FORWARD -j DOCKER-USER"),
+	only4("the engine is back, and puts its own rules first", "-I FORWARD -j DOCKER-USER", "-I FORWARD -i docker0 -o docker0 -j ACCEPT"),
 	only4("a network is created", "-D FORWARD -j DOCKER-USER", "-I FORWARD -j DOCKER-USER", "-A FORWARD -i docker0 -o docker0 -j ACCEPT"),
 	both("an engine that knows IPv6 starts", "-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-I FORWARD -j DOCKER-USER"),
 	both("a user's quotes", `-I FORWARD 1 -i eth3 -m comment --comment a"b\c -j ACCEPT`),

@@ -165,20 +165,101 @@ func TestUnitIsValid(t *testing.T) {
 }
 
 // TestUnitSuffices runs the ambassador with no more capabilities than the unit
-// leaves it, a link over it to a source that has others, and iptables.
+// leaves it: a link over it to a source that has others, and what keeps the
+// bridge closed, with the programs of either backend.
 func TestUnitSuffices(t *testing.T) {
 	e := suite.Engine(t)
 	enginetest.Require(t, enginetest.Programs("setpriv"))
 	busybox := e.Image(t, "busybox")
-	e.LeavesNothing(t)
+	for _, backend := range []string{"nft", "legacy"} {
+		t.Run(backend, func(t *testing.T) {
+			programs := onlyBackend(t, backend)
+			e.LeavesNothing(t)
+			dir := filepath.Join(t.TempDir(), "ambassador")
+			serveAsUnit(t, e, dir, programs)
+			for _, c := range [][]string{
+				{"--name=source", "--expose=80", busybox, "nc", "-ll", "-p", "80", "-e", "echo", "reached"},
+				{"--name=recipient", "--label=ambassador.link.there=source", busybox, "sleep", "1000"},
+			} {
+				id := e.MustDocker(t, append([]string{"run", "-d", "--init"}, c...)...)
+				t.Cleanup(func() { e.MustDocker(t, "rm", "-f", id) })
+			}
+			reaches := func(address string) {
+				t.Helper()
+				enginetest.Poll(t, 10*time.Second, func() error {
+					out, err := e.Docker("exec", "recipient", "nc", "-w", "3", address, "80")
+					if err == nil && out != "reached" {
+						err = fmt.Errorf("%s answered %q", address, out)
+					}
+					return err
+				})
+			}
+			client := control.Dial(dir)
+			reaches("127.77.0.2")
+			links, err := client.Links(t.Context())
+			if err != nil || len(links) != 1 || links[0].State != control.StateUp {
+				t.Errorf("the ambassador's links: %+v (%v), want one that is up", links, err)
+			}
+			icc, err := client.ICC(t.Context())
+			if err != nil || len(icc.Missing) > 0 || len(icc.Bridges) != 1 || icc.Bridges[0].Found != "closed" || icc.Bridges[0].Isolated != 2 {
+				t.Errorf("found is %+v (%v), want one closed bridge with two isolated ports", icc, err)
+			}
+			for _, program := range []string{"iptables", "ip6tables"} {
+				out, err := e.Command(t.Context(), program+"-"+backend+"-save").Output()
+				if err != nil || !bytes.Contains(out, []byte("-j AMBASSADOR-ICC\n")) {
+					t.Errorf("%s of %s lacks the rules (%v):\n%s", program, backend, err, out)
+				}
+			}
+			if backend == "legacy" {
+				return // what these rules accept, the engine's, which are nftables, refuse
+			}
+			if err := client.ICCAllow(t.Context(), control.ICCPermission{Recipient: "recipient", Source: "source", Port: "80"}); err != nil {
+				t.Error(err)
+			}
+			reaches(e.MustDocker(t, "inspect", "-f", "{{.NetworkSettings.IPAddress}}", "source"))
+		})
+	}
+}
 
+// onlyBackend is a PATH in which the programs of one backend are the only
+// ones.
+func onlyBackend(t *testing.T, backend string) (dir string) {
+	t.Helper()
+	dir = t.TempDir()
+	for _, program := range []string{"iptables", "ip6tables"} {
+		for _, what := range []string{"", "-save", "-restore"} {
+			path, err := exec.LookPath(program + "-" + backend + what)
+			if err != nil {
+				t.Skipf("CANNOT BE TESTED HERE: %v", err)
+			}
+			for _, name := range []string{program + what, program + "-" + backend + what} {
+				if err := os.Symlink(path, filepath.Join(dir, name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+	}
+	for _, program := range []string{"cat", "ip"} {
+		if path, err := exec.LookPath(program); err == nil {
+			os.Symlink(path, filepath.Join(dir, program))
+		}
+	}
+	return dir
+}
+
+// serveAsUnit starts an ambassador with the unit's capabilities. It stops with
+// the test, which takes back what it enforced, and fails if that is nothing.
+func serveAsUnit(t *testing.T, e *enginetest.Engine, dir, path string) {
+	t.Helper()
 	set := "--bounding-set=-all"
 	for _, name := range strings.Fields(setting(t, "CapabilityBoundingSet")) {
 		set += ",+" + strings.ToLower(strings.TrimPrefix(name, "CAP_"))
 	}
-	dir := filepath.Join(t.TempDir(), "ambassador")
-	cmd := e.Command(context.Background(), "setpriv", "--no-new-privs", set, "--",
-		suite.Binaries(t).Ambassador, "serve", "--dir", dir)
+	asUnit := func(args ...string) *exec.Cmd {
+		args = append([]string{"--no-new-privs", set, "--", "env", "PATH=" + path, suite.Binaries(t).Ambassador}, args...)
+		return e.Command(context.Background(), "setpriv", append(args, "--dir", dir)...)
+	}
+	cmd := asUnit("serve")
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -191,38 +272,17 @@ func TestUnitSuffices(t *testing.T) {
 			t.Errorf("the ambassador ended with %v, and logged\n%s", err, &log)
 		}
 		// What it enforced stands until somebody takes it back.
-		off := e.Command(context.Background(), suite.Binaries(t).Ambassador, "icc", "off", "--dir", dir)
-		if out, err := off.CombinedOutput(); err != nil {
+		if out, err := asUnit("icc", "off").CombinedOutput(); err != nil || !bytes.Contains(out, []byte("removed chain AMBASSADOR-ICC: ")) {
 			t.Errorf("icc off: %v\n%s", err, out)
 		}
 	})
 	enginetest.Poll(t, 10*time.Second, func() error {
-		_, err := control.Dial(dir).Status(t.Context())
-		return err
-	})
-
-	for _, c := range [][]string{
-		{"--name=source", "--expose=80", busybox, "nc", "-ll", "-p", "80", "-e", "echo", "reached"},
-		{"--name=recipient", "--label=ambassador.link.there=source", busybox, "sleep", "1000"},
-	} {
-		id := e.MustDocker(t, append([]string{"run", "-d", "--init"}, c...)...)
-		t.Cleanup(func() { e.MustDocker(t, "rm", "-f", id) })
-	}
-	enginetest.Poll(t, 10*time.Second, func() error {
-		out, err := e.Docker("exec", "recipient", "nc", "-w", "3", "127.77.0.2", "80")
-		if err == nil && out != "reached" {
-			err = fmt.Errorf("the link answered %q", out)
+		s, err := control.Dial(dir).ICC(t.Context())
+		if err == nil && len(s.Missing) > 0 {
+			err = fmt.Errorf("missing: %q", s.Missing)
 		}
 		return err
 	})
-	links, err := control.Dial(dir).Links(t.Context())
-	if err != nil || len(links) != 1 || links[0].State != control.StateUp {
-		t.Errorf("the ambassador's links: %+v (%v), want one that is up", links, err)
-	}
-	iptables := e.Command(t.Context(), "setpriv", "--no-new-privs", set, "--", "iptables", "-w", "-S")
-	if out, err := iptables.CombinedOutput(); err != nil {
-		t.Errorf("iptables with the unit's capabilities: %v\n%s", err, out)
-	}
 }
 
 // setting is the value of a setting of the unit.
