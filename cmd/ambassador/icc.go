@@ -110,9 +110,13 @@ func iccStatus(ctx context.Context, c iccCommand) error {
 		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%d\t%d\t%s\n", b.Network, b.Bridge, b.Wanted, b.Found, b.Ports, b.Isolated, b.Why)
 	}
 	if len(s.Allowed) > 0 {
-		fmt.Fprintln(tw, "\nRECIPIENT\tSOURCE\tPORT\tSTATE\t")
+		fmt.Fprintln(tw, "\nRECIPIENT\tSOURCE\tPORT\tSTATE")
 		for _, p := range s.Allowed {
-			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\n", p.Recipient, p.Source, p.Port, p.State, p.Reason)
+			state := p.State
+			if p.Reason != "" {
+				state += "\t" + p.Reason
+			}
+			fmt.Fprintf(tw, "%s\t%s\t%s\t%s\n", p.Recipient, p.Source, p.Port, state)
 		}
 	}
 	if err := tw.Flush(); err != nil {
