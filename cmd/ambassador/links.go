@@ -66,11 +66,15 @@ func noAgent(err error) error {
 
 func printLinks(w io.Writer, list []control.Link) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(tw, "RECIPIENT\tALIAS\tSOURCE\tADDRESS\tPORTS\tSTATE\tOPEN\tTO SOURCE\tFROM SOURCE\t")
+	fmt.Fprintln(tw, "RECIPIENT\tALIAS\tSOURCE\tADDRESS\tPORTS\tSTATE\tOPEN\tTO SOURCE\tFROM SOURCE")
 	for _, l := range list {
-		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s\t%s\n",
+		fmt.Fprintf(tw, "%s\t%s\t%s\t%s\t%s\t%s\t%d\t%s\t%s",
 			l.Recipient, l.Alias, l.Source, l.Address, portList(l.Ports), l.State,
-			l.Open, size(l.ToSource), size(l.ToRecipient), l.Reason)
+			l.Open, size(l.ToSource), size(l.ToRecipient))
+		if l.Reason != "" {
+			fmt.Fprint(tw, "\t", l.Reason)
+		}
+		fmt.Fprintln(tw)
 	}
 	return tw.Flush()
 }

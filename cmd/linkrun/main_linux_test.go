@@ -126,6 +126,15 @@ func fakeDocker() {
 			fmt.Printf("word %s\n", w)
 		}
 		for _, w := range words {
+			if _, path, found := strings.Cut(w, "-file="); found && strings.HasPrefix(path, "/proc/self/") {
+				text, err := os.ReadFile(path)
+				if err != nil {
+					panic(err)
+				}
+				for line := range strings.Lines(string(text)) {
+					fmt.Print("reads ", line)
+				}
+			}
 			if name, found := strings.CutPrefix(w, "--env="); found && !strings.Contains(name, "=") {
 				if value, found := os.LookupEnv(name); found {
 					fmt.Printf("passes %s=%q\n", name, value)

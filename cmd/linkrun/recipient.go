@@ -28,6 +28,9 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	if err != nil {
 		return err
 	}
+	if err := inv.keepFiles(); err != nil {
+		return err
+	}
 	labels, err := userLabels(inv)
 	if err != nil {
 		return err
