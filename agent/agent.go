@@ -1,10 +1,11 @@
 // Package agent turns labels and Docker events into the state the host should
 // be in, and that state into listeners, dialers and gates, by wiring the
-// packages that make them. It knows no sockets and moves no bytes.
+// packages that make them. It makes no sockets, and moves no bytes but by the
+// pumps of package tunnel.
 //
 // One goroutine, Run's, owns all links. It learns of a change from the
-// engine's events, looks at what the engine says now, and brings what it
-// holds in line with it. Others read what it publishes.
+// engine's events, or from other hosts, looks at what the engine says now, and
+// brings what it holds in line with it. Others read what it publishes.
 package agent
 
 import (
@@ -18,7 +19,9 @@ import (
 
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
+	"github.com/linkrun/linkrun/policy"
 	"github.com/linkrun/linkrun/relay"
+	"github.com/linkrun/linkrun/tunnel"
 )
 
 // Engine is what the agent asks of a Docker Engine.
@@ -45,11 +48,30 @@ type Agent struct {
 	// nobody keeps it apart.
 	Settled func(ctx context.Context, ctr docker.Container) error
 
+	// Hosts is the sessions with other hosts; nil: there are none. Answer is
+	// for the streams that they open, and HostChanged for their news.
+	Hosts Hosts
+	// Name returns what other hosts call this one, "" while it has no identity.
+	// It is set if Hosts is.
+	Name func() string
+	// Hold says that connections to a host that is not there are held for a
+	// while, by Hosts, and not refused at once.
+	Hold bool
+	// Policy is what is allowed to other hosts besides what the labels of
+	// sources allow; nil is nothing. PolicyChanged is for its changes.
+	Policy *policy.File
+
 	engine Engine
 	who    docker.Engine
 	relay  *relay.Engine
 	log    *slog.Logger
 	inbox  inbox
+
+	hostNews news
+	buffers  tunnel.Buffers // of all connections to and from other hosts
+	exports  exports
+	guard    policy.Guard
+	dialTo   func(docker.Container) (dialer, error) // for tests: without a namespace
 
 	// Owned by Run's goroutine.
 	looked     bool                  // at everything, once, with an engine that answered
@@ -62,7 +84,7 @@ type Agent struct {
 // New returns an agent for the engine that calls itself who. Bytes are moved
 // by mover, which is started and closed by the caller, after Run.
 func New(engine Engine, who docker.Engine, mover *relay.Engine, log *slog.Logger) *Agent {
-	return &Agent{
+	a := &Agent{
 		engine:     engine,
 		who:        who,
 		relay:      mover,
@@ -70,6 +92,8 @@ func New(engine Engine, who docker.Engine, mover *relay.Engine, log *slog.Logger
 		recipients: make(map[string]*recipient),
 		sources:    make(map[string]*source),
 	}
+	a.guard.Decide, a.guard.Log = a.decide, log
+	return a
 }
 
 // How soon everything is looked at again after the engine failed to answer, or
@@ -142,6 +166,7 @@ func (a *Agent) apply(ctx context.Context, changes []change) error {
 	for _, r := range a.recipients {
 		failed = append(failed, a.follow(ctx, look, r, changes))
 	}
+	failed = append(failed, a.followExports(ctx, look, changes))
 	a.dropUnusedSources()
 	return errors.Join(failed...)
 }
@@ -177,6 +202,7 @@ func (a *Agent) resync(ctx context.Context, look *lookup) error {
 		}
 		failed = append(failed, a.follow(ctx, look, r, nil))
 	}
+	failed = append(failed, a.followExports(ctx, look, nil))
 	a.dropUnusedSources()
 	err = errors.Join(failed...)
 	a.looked = a.looked || !errors.Is(err, docker.ErrUnavailable)
@@ -274,6 +300,9 @@ func (a *Agent) closeAll() {
 		r.close()
 	}
 	clear(a.recipients)
+	for _, e := range a.exports.takeUnused(true) {
+		a.closeExport(e)
+	}
 	a.dropUnusedSources()
 	a.publish()
 }

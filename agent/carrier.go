@@ -16,9 +16,10 @@ import (
 // carrier is one link being carried: what the label says, where it leads now,
 // and the relay's side of it, which outlives every change of the source.
 type carrier struct {
-	link  link.Link
-	relay relay.Link
-	to    target
+	link   link.Link
+	relay  relay.Link
+	to     target
+	remote *remote // nil when the source is on this host
 
 	res    resolution // Run's goroutine only
 	source *source    // likewise; nil while the link is down
@@ -31,6 +32,7 @@ type view struct {
 	res    resolution
 	from   netip.Addr // the recipient's address, as the source sees it
 	broken error      // what kept a link from being carried although its source is up
+	held   bool       // connections wait for the source's host although the link is down
 }
 
 // leadsTo tells whether a link pointed as v carries what one pointed as w
@@ -56,7 +58,7 @@ func newCarrier(l link.Link) *carrier {
 
 func (c *carrier) concernedBy(changes []change) bool {
 	for _, ch := range changes {
-		if concerns(ch.event, c.link, c.res) {
+		if ch.link == c || c.remote == nil && concerns(ch.event, c.link, c.res) {
 			return true
 		}
 	}
@@ -66,20 +68,29 @@ func (c *carrier) concernedBy(changes []change) bool {
 // point makes c lead to where its source is now. The error is worth a retry;
 // a source that is down is none.
 func (a *Agent) point(ctx context.Context, look *lookup, r *recipient, c *carrier) error {
-	res, err := resolve(ctx, look, c.link)
-	if err != nil {
-		return fmt.Errorf("resolving link %q of %q: %w", c.link.Alias, r.name(), err)
+	was, now := c.view.Load(), &view{from: r.view.Load().IPv4()}
+	if c.remote != nil {
+		told := c.remote.look(func() { a.inbox.put(change{link: c}) })
+		if told == nil {
+			return nil // the other host is being asked
+		}
+		now.res = told.resolution(c.link)
+		now.held = told.lost && a.Hold && was != nil && (was.held || was.down() == "")
+	} else {
+		var err error
+		if now.res, err = resolve(ctx, look, c.link); err != nil {
+			return fmt.Errorf("resolving link %q of %q: %w", c.link.Alias, r.name(), err)
+		}
 	}
-	was, now := c.view.Load(), &view{res: res, from: r.view.Load().IPv4()}
-	if !was.leadsTo(now) {
-		if res.down == "" {
+	if !was.leadsTo(now) && !now.held {
+		if now.res.down == "" {
 			now.broken = a.connect(r, c, now)
 		}
 		if now.down() != "" {
 			now.broken = errors.Join(now.broken, r.refuse(c))
 		}
 	}
-	c.res = res
+	c.res = now.res
 	c.view.Store(now)
 	a.logPointed(r, c, was, now)
 	if now.broken != nil {
@@ -92,6 +103,9 @@ func (a *Agent) point(ctx context.Context, look *lookup, r *recipient, c *carrie
 // place before the first port is steered, and an old source is let go after
 // the new one took its place, so no connection meets a link half-pointed.
 func (a *Agent) connect(r *recipient, c *carrier, now *view) error {
+	if c.remote != nil {
+		return r.ports.Set(c.link.Addr, carried(now.res.source.Ports), &c.relay)
+	}
 	src, err := a.sourceOf(now.res.source)
 	if errors.Is(err, fs.ErrNotExist) {
 		// It stopped since the engine was asked; the event is on its way.
@@ -129,7 +143,7 @@ func carried(ports []link.Port) []link.Port {
 }
 
 func (a *Agent) logPointed(r *recipient, c *carrier, was, now *view) {
-	log := a.log.With("recipient", r.name(), "alias", c.link.Alias, "source", c.link.Source)
+	log := a.log.With("recipient", r.name(), "alias", c.link.Alias, "source", c.link.Ref())
 	down, wasDown := now.down(), was == nil || was.down() != ""
 	switch {
 	case now.broken != nil:

@@ -92,6 +92,10 @@ func (a *Agent) open(ctr docker.Container, set link.Set, wrong *mistake) (_ *rec
 	}
 	r.routes.Store(r.ports)
 	for _, l := range r.set.Links {
+		if l.Host != "" {
+			r.links = append(r.links, a.newRemoteCarrier(l, func() docker.Container { return *r.view.Load() }))
+			continue
+		}
 		r.links = append(r.links, newCarrier(l))
 	}
 	a.log.Info("recipient found", "recipient", ctr.Name, "links", len(r.links), "steered", r.ports.Steered())
@@ -117,6 +121,9 @@ func (r *recipient) close() error {
 	}
 	for _, c := range r.links {
 		c.relay.Cut()
+		if c.remote != nil {
+			c.remote.close()
+		}
 		errs = append(errs, c.to.swap(nil))
 	}
 	return errors.Join(append(errs, r.ns.Close())...)

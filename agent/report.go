@@ -49,7 +49,7 @@ func (c *carrier) report(recipient string) control.Link {
 	row := control.Link{
 		Recipient:   recipient,
 		Alias:       c.link.Alias,
-		Source:      c.link.Source,
+		Source:      c.link.Ref(),
 		Address:     c.link.Addr.String(),
 		Ports:       []string{},
 		State:       control.StateDown,
@@ -67,7 +67,7 @@ func (c *carrier) report(recipient string) control.Link {
 	for _, p := range v.res.source.Ports {
 		row.Ports = append(row.Ports, p.String())
 	}
-	if name := v.res.source.Name; name != "" {
+	if name := v.res.source.Name; name != "" && c.remote == nil {
 		row.Source = name // a renamed source is shown under the name it has now
 	}
 	if row.Reason = v.down(); row.Reason == "" {

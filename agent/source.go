@@ -42,7 +42,8 @@ func (a *Agent) sourceOf(ctr docker.Container) (*source, error) {
 	return s, nil
 }
 
-// dropUnusedSources closes the sources no link leads to any more. Sockets in
+// dropUnusedSources closes the sources no link, here or of another host, leads
+// to any more. Sockets in
 // stock pin a namespace, and a stopped container's has to go.
 func (a *Agent) dropUnusedSources() {
 	used := make(map[*source]bool, len(a.sources))
@@ -50,6 +51,9 @@ func (a *Agent) dropUnusedSources() {
 		for _, c := range r.links {
 			used[c.source] = true
 		}
+	}
+	for _, e := range a.exports.all() {
+		used[e.source] = true
 	}
 	for key, s := range a.sources {
 		if used[s] {

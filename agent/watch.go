@@ -9,11 +9,14 @@ import (
 	"github.com/linkrun/linkrun/docker"
 )
 
-// change is a reason to look again: one event, or, when resync is set, the
-// fact that events may have been missed.
+// change is a reason to look again: one event, news of one link's source on
+// another host, another policy, or, when resync is set, the fact that events
+// may have been missed. The zero change says that somebody is new, or gone.
 type change struct {
 	resync bool
 	event  docker.Event
+	link   *carrier
+	policy bool
 }
 
 // inbox collects changes until the agent has time for them. It never blocks

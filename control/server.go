@@ -18,8 +18,9 @@ import (
 )
 
 // Handler answers the requests. Its methods are called concurrently. One that
-// is also an ICCHandler answers for what passes between containers, too, and a
-// PeersHandler for the sessions with other hosts.
+// is also an ICCHandler answers for what passes between containers, too, a
+// PeersHandler for the sessions with other hosts, and a SourceHandler for
+// sources there.
 type Handler interface {
 	Status() Status
 	Links() []Link
@@ -145,6 +146,9 @@ func routes(h Handler) http.Handler {
 	}
 	if peers, ok := h.(PeersHandler); ok {
 		peersRoutes(mux, peers)
+	}
+	if sources, ok := h.(SourceHandler); ok {
+		sourceRoutes(mux, sources)
 	}
 	mux.HandleFunc("GET /links", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Links()) })
 	return mux

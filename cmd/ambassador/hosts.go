@@ -212,6 +212,16 @@ func (h *hosts) addresses() []string {
 	return at
 }
 
+// Name is what others call this host, "" while it has no identity.
+func (h *hosts) Name() string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.store == nil {
+		return ""
+	}
+	return h.store.Current().ID.Host
+}
+
 // Peers answers `ambassador peers`.
 func (h *hosts) Peers() control.Peers {
 	p := control.Peers{Self: control.Self{Listens: h.addresses()}, Hosts: []control.Peer{}}

@@ -20,6 +20,7 @@ import (
 	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/iptables"
+	"github.com/linkrun/linkrun/policy"
 	"github.com/linkrun/linkrun/relay"
 )
 
@@ -54,6 +55,10 @@ With other hosts, which takes an identity (ambassador ca, ambassador join):
                      given more than once
       --hold D       how long connections to a host that is down are held before
                      they are refused (default 0s)
+      --policy FILE  rules about who of other hosts may connect to what here,
+                     one a line, besides what the sources' labels allow:
+                     allow|deny HOST/RECIPIENT SOURCE[:PORT[/PROTO]];
+                     read again when it changes, which cuts what is denied then
       --identity DIR where the identity of this host is kept
                      (default /var/lib/ambassador/identity)
       --cert FILE --key FILE --roots FILE
@@ -75,6 +80,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.TextVar(&level, "log", level, "")
 	var others hostFlags
 	others.add(flags)
+	rules := flags.String("policy", "", "")
 	if err := parse(flags, args, stdout, serveUsage); err != nil {
 		return err
 	}
@@ -98,12 +104,22 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer hosts.Close()
-	return serveEngine(ctx, engine, *dir, *workers, icc, hosts, log)
+	var file *policy.File
+	if *rules != "" {
+		if file, err = policy.OpenFile(*rules); err != nil {
+			return hinted{err, "correct it: a rule is allow|deny HOST/RECIPIENT SOURCE[:PORT[/PROTO]], and '#' begins a comment"}
+		}
+	}
+	return serveEngine(ctx, engine, *dir, *workers, icc, hosts, file, log)
 }
+
+// policyEvery is how often the policy file is looked at. What it denies is cut
+// after two looks.
+const policyEvery = 250 * time.Millisecond
 
 // serveEngine brings the parts up in the order of their needs and down in the
 // reverse one.
-func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, mode agent.Mode, hosts *hosts, log *slog.Logger) error {
+func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers int, mode agent.Mode, hosts *hosts, rules *policy.File, log *slog.Logger) error {
 	if _, err := relay.RaiseFileLimit(); err != nil {
 		log.Warn("the number of connections stays limited", "err", err)
 	}
@@ -126,6 +142,8 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	icc := newICC(dir, bridges, log)
 	icc.Engine, icc.Who = engine, who
 	a.Settled = icc.Settled
+	a.Hosts, a.Name, a.Hold, a.Policy = hosts, hosts.Name, hosts.Hold > 0, rules
+	hosts.Handle, hosts.Changed = a.Answer, a.HostChanged
 	server, err := control.Listen(dir, newAnswers(a, icc, hosts, engine.Host(), who), log)
 	if err != nil {
 		return noDir(err, dir)
@@ -149,6 +167,12 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return server.Serve(ctx) })
 	g.Go(func() error { return hosts.Run(ctx) })
+	if rules != nil {
+		g.Go(func() error {
+			rules.Follow(ctx, policyEvery, a.PolicyChanged, log)
+			return nil
+		})
+	}
 	g.Go(func() error { return icc.Run(ctx, mode, ready) })
 	g.Go(func() error {
 		return a.Run(ctx, func() {

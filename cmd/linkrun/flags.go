@@ -84,7 +84,7 @@ func parse(words []string, unknown func() ([]flag, error)) (*invocation, error) 
 
 func flagHint(err error) string {
 	if invalid := (*pflag.InvalidValueError)(nil); errors.As(err, &invalid) && invalid.GetFlag().Name == "link" {
-		return "a link is written SOURCE or SOURCE:ALIAS"
+		return "a link is written SOURCE[@HOST][:ALIAS]"
 	}
 	return "see `linkrun --help`, and `docker run --help` for the flags of docker"
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
 )
@@ -55,7 +56,13 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	if err != nil {
 		return noEngine(err)
 	}
-	l, err := resolve(ask, client, name, specs, stderr)
+	agent := findAmbassador(host, self)
+	if slices.ContainsFunc(specs, func(s link.Spec) bool { return s.Host != "" }) {
+		if err := agent.ensure(ctx, engine); err != nil { // it knows the other hosts
+			return err
+		}
+	}
+	l, err := resolve(ask, client, control.Dial(agent.dir), name, specs, stderr)
 	if err != nil {
 		return err
 	}
@@ -83,7 +90,7 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	}
 	r.set.Kept = keptVariables(&r.set, r.owned)
 
-	if err := findAmbassador(host, self).ensure(ctx, engine); err != nil {
+	if err := agent.ensure(ctx, engine); err != nil {
 		return err
 	}
 	words, env, err := r.dockerRun(d.env)
@@ -198,7 +205,7 @@ func addLabelled(inv *invocation, labels map[string]string) ([]link.Spec, link.M
 	}
 	specs := slices.Clone(inv.links)
 	for _, l := range set.Links {
-		specs = append(specs, link.Spec{Source: l.Source, Alias: l.Alias})
+		specs = append(specs, link.Spec{Source: l.Source, Host: l.Host, Alias: l.Alias})
 	}
 	mode := inv.env
 	if mode == "" {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
 )
@@ -27,6 +28,13 @@ type containers interface {
 
 var _ containers = (*docker.Client)(nil)
 
+// farSources is what linking needs to know of containers on other hosts.
+type farSources interface {
+	Source(ctx context.Context, host, source, recipient string) (control.Source, error)
+}
+
+var _ farSources = (*control.Client)(nil)
+
 // linked is the links of the recipient to be, and their sources.
 type linked struct {
 	set     link.Set
@@ -40,10 +48,16 @@ func (l *linked) source(k link.Link) link.Source {
 
 // resolve finds the sources of specs. Docker refuses first what cannot be
 // registered, when it creates the recipient, and then what cannot be started.
-func resolve(ctx context.Context, engine containers, recipient string, specs []link.Spec, stderr io.Writer) (*linked, error) {
+func resolve(ctx context.Context, engine containers, far farSources, recipient string, specs []link.Spec, stderr io.Writer) (*linked, error) {
 	l := &linked{sources: make(map[string]docker.Container)}
 	for _, spec := range specs {
-		src, err := findSource(ctx, engine, spec.Source)
+		var src docker.Container
+		var err error
+		if spec.Host != "" {
+			src, err = findFarSource(ctx, far, spec, recipient)
+		} else {
+			src, err = findSource(ctx, engine, spec.Source)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -52,22 +66,56 @@ func resolve(ctx context.Context, engine containers, recipient string, specs []l
 			warn(stderr, "link %q has no alias and is ignored, as Docker ignores it", spec)
 			continue
 		}
-		switch added, err := l.set.Add(link.Link{Alias: alias, Source: src.Name, ID: src.ID}); {
+		k := link.Link{Alias: alias, Source: src.Name, Host: spec.Host}
+		if spec.Host == "" {
+			k.ID = src.ID
+		}
+		switch added, err := l.set.Add(k); {
 		case err != nil:
 			return nil, fail("link fewer containers", "%w", err)
 		case added:
 			l.sources[alias] = src
 		case l.sources[alias].ID != src.ID:
-			warn(stderr, "link %q is ignored: the alias is taken by %q", spec, l.sources[alias].Name)
+			taken, _ := l.set.Link(alias)
+			warn(stderr, "link %q is ignored: the alias is taken by %q", spec, taken.Ref())
 		}
 	}
 	for _, k := range l.set.Links {
 		if src := l.sources[k.Alias]; !src.Running {
-			return nil, fail(fmt.Sprintf("start it first: docker start %s", src.Name),
-				"Cannot link to a non running container: /%s AS %s", src.Name, link.FullName(recipient, k.Alias))
+			hint := "start it first: docker start " + src.Name
+			if k.Host != "" {
+				hint = fmt.Sprintf("start it first, on %s: docker start %s", k.Host, src.Name)
+			}
+			return nil, fail(hint, "Cannot link to a non running container: /%s AS %s", k.Ref(), link.FullName(recipient, k.Alias))
 		}
 	}
 	return l, nil
+}
+
+// findFarSource asks for a container on another host, as the recipient will
+// see it.
+func findFarSource(ctx context.Context, far farSources, spec link.Spec, recipient string) (docker.Container, error) {
+	src, err := far.Source(ctx, spec.Host, spec.Source, recipient)
+	var refused *control.RefusedError
+	switch {
+	case errors.As(err, &refused) && refused.Hint == "":
+		return docker.Container{}, fail("see that the ambassador is of the same version as linkrun", "linking to %s@%s: %w", spec.Source, spec.Host, err)
+	case errors.As(err, &refused):
+		return docker.Container{}, fail(refused.Hint, "%w", err)
+	case err != nil:
+		return docker.Container{}, fail("see the log of the ambassador", "%w", err)
+	}
+	ctr := docker.Container{
+		ID: src.Name + "@" + spec.Host, Name: src.Name, Hostname: src.Hostname, Env: src.Env, Running: src.Down == "",
+	}
+	for _, s := range src.Ports {
+		p, err := link.ParsePort(s)
+		if err != nil {
+			return docker.Container{}, fail("see that the ambassador is of the same version as linkrun", "linking to %s@%s: %w", spec.Source, spec.Host, err)
+		}
+		ctr.Ports = append(ctr.Ports, p)
+	}
+	return ctr, nil
 }
 
 // findSource finds the container that name leads to. One that shares another

@@ -9,7 +9,8 @@ Takes every flag of docker run. These are carried by linkrun:
 
       --link SOURCE[:ALIAS]    reach the exposed ports of the container SOURCE
                                under the name ALIAS, on any network, whatever
-                               the engine lets containers do to each other
+                               the engine lets containers do to each other.
+                               NAME@HOST is a container on another host
       --link-env all|ports|none
                                variables to set about the sources: ports leaves
                                out their own environment, which often holds
