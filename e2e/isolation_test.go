@@ -18,7 +18,7 @@ func TestNothingButTheLink(t *testing.T) {
 		h.docker(t, "network", "create", "-o", "com.docker.network.bridge.enable_icc=false", name)
 		t.Cleanup(func() { h.docker(t, "network", "rm", name) })
 	}
-	for _, c := range []struct{ recipient, source string }{
+	for i, c := range []struct{ recipient, source string }{
 		{"bridge", "bridge"},
 		{"closed-a", "closed-a"},
 		{"closed-a", "closed-b"},
@@ -30,7 +30,8 @@ func TestNothingButTheLink(t *testing.T) {
 		{"closed-a", "none"},
 	} {
 		t.Run(c.recipient+" to "+c.source, func(t *testing.T) {
-			source, recipient := "source", "recipient"
+			t.Parallel()
+			source, recipient := fmt.Sprint("source", i), fmt.Sprint("recipient", i)
 			h.source(t, source, "--network", c.source, fmt.Sprintf("--expose=%d", exposed), h.busybox, "sh", "-c",
 				fmt.Sprintf("nc -ll -p %d -e echo exposed & nc -ll -p %d -e echo hidden & wait", exposed, hidden))
 			h.start(t, recipient, "--network", c.recipient, "--link", source+":db", h.busybox, "sh", "-c",
@@ -55,7 +56,7 @@ func TestNothingButTheLink(t *testing.T) {
 				}
 			}
 			tries.Wait()
-			// The source's servers do see the recipient, though.
+			// In the source, the address of the link is one of its own.
 			if got, err := h.ask(source, "127.77.0.2", exposed); err == nil && got != "exposed" {
 				t.Errorf("the source reached %q at an address of links", got)
 			}

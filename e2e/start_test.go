@@ -2,21 +2,31 @@ package e2e
 
 import (
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 )
 
 // TestFirstInstant connects as the recipient's very first act: the link has to
-// stand before the program runs, every time.
+// stand before the program runs, every time. Several start at once, so that
+// the engine and the ambassador are never at rest.
 func TestFirstInstant(t *testing.T) {
 	h := newHost(t)
 	h.echo(t, "db", nil, 5432)
-	const times = 200
-	for i := range times {
-		r := h.try(t, "--rm", "--link", "db:db", h.busybox, "nc", "db", "5432")
-		if r.code != 0 || r.out != "db\n" {
-			t.Fatalf("run %d of %d: exit status %d, printed %q, %q", i+1, times, r.code, r.out, r.err)
-		}
+	const times, atOnce = 200, 4
+	var started atomic.Int32
+	var all sync.WaitGroup
+	for range atOnce {
+		all.Go(func() {
+			for i := started.Add(1); i <= times && !t.Failed(); i = started.Add(1) {
+				r := h.try(t, "--rm", "--link", "db:db", h.busybox, "nc", "db", "5432")
+				if r.code != 0 || r.out != "db\n" {
+					t.Errorf("run %d of %d: exit status %d, printed %q, %q", i, times, r.code, r.out, r.err)
+				}
+			}
+		})
 	}
+	all.Wait()
 }
 
 // TestWrappedEntrypoints starts containers in all the ways docker run has to
@@ -40,6 +50,7 @@ func TestWrappedEntrypoints(t *testing.T) {
 		"mounted temp folder": {"--tmpfs", "/run", "--tmpfs", "/tmp", h.busybox, "nc", "db", "5432"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			got := h.linkrun(t, append([]string{"--rm", "--link", "db"}, args...)...)
 			if strings.TrimSpace(got) != "db" {
 				t.Errorf("answered %q", got)
@@ -66,6 +77,7 @@ func TestExitStatusOfTheProgram(t *testing.T) {
 		{"signal", []string{"sh", "-c", "sh -c 'kill -9 $$'; exit $?"}, 137, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			r := h.try(t, append([]string{"--rm", "--link", "db", h.busybox}, c.args...)...)
 			if r.code != c.code || !strings.Contains(r.err, c.says) {
 				t.Errorf("exit status %d, want %d; it said %q, want %q", r.code, c.code, r.err, c.says)

@@ -223,7 +223,7 @@ func noEngine(err error) error {
 	case errors.Is(err, docker.ErrUnavailable):
 		return hinted{err, "start the engine, or name it with --host or DOCKER_HOST"}
 	}
-	return err
+	return hinted{err, "see `docker info`, and the log of the engine"}
 }
 
 func noDir(err error, dir string) error {
