@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
@@ -36,9 +37,6 @@ type peer struct {
 func (p *peer) link6() netip.Addr {
 	return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: p.mac[0], p.mac[1], p.mac[2], 0xff, 0xfe, p.mac[3], p.mac[4], p.mac[5]})
 }
-
-// wireMagic marks the frames of these tests.
-const wireMagic = 0x65326569
 
 // peer opens the namespace of a container, which is on one network.
 func (h *host) peer(t *testing.T, name string) *peer {
@@ -188,11 +186,12 @@ func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer) volley {
 		shot
 		from, to *peer
 	}
+	magic := rand.Uint32() // what an earlier volley left under way is not for this one
 	taps := map[*peer]*frame.Tap{}
 	for _, pair := range pairs {
 		for _, p := range pair {
 			if taps[p] == nil {
-				taps[p] = openTap(t, p)
+				taps[p] = openTap(t, p, magic)
 				defer taps[p].Close()
 			}
 		}
@@ -200,7 +199,7 @@ func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer) volley {
 	var aims []aim
 	for _, pair := range pairs {
 		for _, s := range shots(pair[0], pair[1]) {
-			if err := taps[pair[0]].Send(s.frame(frame.Token{Magic: wireMagic, ID: uint32(len(aims))})); err != nil {
+			if err := taps[pair[0]].Send(s.frame(frame.Token{Magic: magic, ID: uint32(len(aims))})); err != nil {
 				t.Fatal(err)
 			}
 			aims = append(aims, aim{s, pair[0], pair[1]})
@@ -226,10 +225,10 @@ func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer) volley {
 	return v
 }
 
-func openTap(t *testing.T, p *peer) (tap *frame.Tap) {
+func openTap(t *testing.T, p *peer, magic uint32) (tap *frame.Tap) {
 	t.Helper()
 	netnstest.Do(t, p.Namespace, func() (err error) {
-		tap, err = frame.Open("eth0", wireMagic)
+		tap, err = frame.Open("eth0", magic)
 		return err
 	})
 	return tap

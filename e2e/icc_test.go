@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/linkrun/linkrun/internal/enginetest"
 	"github.com/linkrun/linkrun/netns"
@@ -149,6 +150,16 @@ func TestNewContainersAreIsolatedAtOnce(t *testing.T) {
 			t.Fatalf("container %d got %q", i, out)
 		}
 	}
+	h.source(t, "new", "--network", peers[2].network, h.busybox, "sleep", "1000")
+	started := time.Now()
+	port := h.portOf(t, "new")
+	enginetest.Poll(t, soon, func() error {
+		if !strings.Contains(h.inHost(t, "bridge", "-d", "link", "show", "dev", port), "isolated on") {
+			return fmt.Errorf("port %s is not isolated", port)
+		}
+		return nil
+	})
+	t.Logf("port %s is isolated at most %v after its container's start", port, time.Since(started).Round(time.Millisecond))
 	// On a network that the ambassador has not seen yet, either.
 	for i := range 2 {
 		name := fmt.Sprintf("fresh-%d", i)
