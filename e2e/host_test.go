@@ -35,6 +35,8 @@ type host struct {
 	serve   []string // further arguments of `ambassador serve`
 	agent   *ambassador
 	busybox string
+
+	identity string // where its identity is kept, on a host of two
 }
 
 // newHost starts an ambassador on the engine the tests share. It stops with

@@ -165,8 +165,9 @@ func TestUnitIsValid(t *testing.T) {
 }
 
 // TestUnitSuffices runs the ambassador with no more capabilities than the unit
-// leaves it: a link over it to a source that has others, and what keeps the
-// bridge closed, with the programs of either backend.
+// leaves it, as a host that others can call: a link over it to a source that
+// has others, and what keeps the bridge closed, with the programs of either
+// backend.
 func TestUnitSuffices(t *testing.T) {
 	e := suite.Engine(t)
 	enginetest.Require(t, enginetest.Programs("setpriv"))
@@ -259,7 +260,11 @@ func serveAsUnit(t *testing.T, e *enginetest.Engine, dir, path string) {
 		args = append([]string{"--no-new-privs", set, "--", "env", "PATH=" + path, suite.Binaries(t).Ambassador}, args...)
 		return e.Command(context.Background(), "setpriv", append(args, "--dir", dir)...)
 	}
-	cmd := asUnit("serve")
+	identity := filepath.Join(dir, "identity")
+	if out, err := e.Command(t.Context(), suite.Binaries(t).Ambassador, "ca", "init", "--identity", identity).CombinedOutput(); err != nil {
+		t.Fatalf("ca init: %v\n%s", err, out)
+	}
+	cmd := asUnit("serve", "--listen", "7443")
 	var log bytes.Buffer
 	cmd.Stderr = &log
 	if err := cmd.Start(); err != nil {
@@ -283,6 +288,10 @@ func serveAsUnit(t *testing.T, e *enginetest.Engine, dir, path string) {
 		}
 		return err
 	})
+	peers, err := control.Dial(dir).Peers(t.Context())
+	if err != nil || peers.Self.ID == "" || len(peers.Self.Listens) != 1 {
+		t.Errorf("to other hosts it is %+v (%v)", peers.Self, err)
+	}
 }
 
 // setting is the value of a setting of the unit.

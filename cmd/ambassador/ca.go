@@ -7,11 +7,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/spf13/pflag"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/identity"
 )
 
@@ -44,7 +46,7 @@ func ca(_ context.Context, args []string, stdout, _ io.Writer) error {
 	flags := pflag.NewFlagSet("ca", pflag.ContinueOnError)
 	domain := flags.String("domain", "ambassador", "")
 	host := flags.String("host", "", "")
-	dir := flags.String("identity", identityDir(), "")
+	dir := flags.String("identity", identityDir(control.Dir()), "")
 	words, err := parseWords(flags, args, stdout, caUsage, "COMMAND")
 	if err != nil {
 		return err
@@ -58,14 +60,9 @@ func ca(_ context.Context, args []string, stdout, _ io.Writer) error {
 	return usageError{fmt.Errorf("unknown command %q", words[0]), "ambassador ca"}
 }
 
-// identityDir is where a host's identity is kept unless something else is
-// said: the same place for a service of systemd's and for root's shell.
-func identityDir() string {
-	if dir := os.Getenv("STATE_DIRECTORY"); dir != "" {
-		return dir + "/identity"
-	}
-	return "/var/lib/ambassador/identity"
-}
+// identityDir is where the identity of the host is kept whose ambassador has
+// its socket in dir, unless something else is said.
+func identityDir(dir string) string { return filepath.Join(control.StateDir(dir), "identity") }
 
 func caInit(dir, domain, host string, stdout io.Writer) error {
 	if host == "" {

@@ -33,7 +33,7 @@ type hostFlags struct {
 func (f *hostFlags) add(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&f.listen, "listen", nil, "")
 	flags.StringArrayVar(&f.peers, "peer", nil, "")
-	flags.StringVar(&f.dir, "identity", identityDir(), "")
+	flags.StringVar(&f.dir, "identity", "", "")
 	flags.StringVar(&f.files.Cert, "cert", "", "")
 	flags.StringVar(&f.files.Key, "key", "", "")
 	flags.StringVar(&f.files.Roots, "roots", "", "")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/peering"
 )
@@ -35,7 +36,7 @@ Example:
 
 func join(ctx context.Context, args []string, stdout, _ io.Writer) error {
 	flags := pflag.NewFlagSet("join", pflag.ContinueOnError)
-	dir := flags.String("identity", identityDir(), "")
+	dir := flags.String("identity", identityDir(control.Dir()), "")
 	words, err := parseWords(flags, args, stdout, joinUsage, "ADDR", "TOKEN")
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -87,6 +88,7 @@ func serve(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err := others.check(); err != nil {
 		return err
 	}
+	others.dir = cmp.Or(others.dir, identityDir(*dir))
 	if os.Geteuid() != 0 {
 		return hinted{errors.New("serving links needs root: it makes sockets in the containers' network namespaces"),
 			"run it as root, or let systemd start ambassador.service"}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/identity"
 )
 
@@ -33,7 +34,7 @@ const maxTokenLife = 7 * 24 * time.Hour
 func token(_ context.Context, args []string, stdout, stderr io.Writer) error {
 	flags := pflag.NewFlagSet("token", pflag.ContinueOnError)
 	life := flags.Duration("life", identity.TokenLife, "")
-	dir := flags.String("identity", identityDir(), "")
+	dir := flags.String("identity", identityDir(control.Dir()), "")
 	words, err := parseWords(flags, args, stdout, tokenUsage, "HOST")
 	if err != nil {
 		return err
