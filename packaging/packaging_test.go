@@ -145,7 +145,7 @@ func TestInstall(t *testing.T) {
 		t.Errorf("the plugin points to %q (%v)", to, err)
 	}
 	unit := read(t, filepath.Join(dest, "opt/linkrun/lib/systemd/system/ambassador.service"))
-	if !strings.Contains(unit, "\nExecStart=/opt/linkrun/bin/ambassador serve\n") {
+	if !strings.Contains(unit, "\nExecStart=/opt/linkrun/bin/ambassador serve $AMBASSADOR_FLAGS\n") {
 		t.Errorf("the unit starts something else:\n%s", unit)
 	}
 }
