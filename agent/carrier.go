@@ -33,6 +33,7 @@ type view struct {
 	from   netip.Addr // the recipient's address, as the source sees it
 	broken error      // what kept a link from being carried although its source is up
 	held   bool       // connections wait for the source's host although the link is down
+	more   link.Ports // that are reached by SOCKS only
 }
 
 // leadsTo tells whether a link pointed as v carries what one pointed as w
@@ -78,7 +79,10 @@ func (a *Agent) point(ctx context.Context, look *lookup, r *recipient, c *carrie
 		now.held = told.lost && a.Hold && was != nil && (was.held || was.down() == "")
 	} else {
 		var err error
-		if now.res, err = resolve(ctx, look, c.link); err != nil {
+		if now.res, err = resolve(ctx, look, c.link); err == nil {
+			now.more, err = a.socksPorts(ctx, now.res.source)
+		}
+		if err != nil {
 			return fmt.Errorf("resolving link %q of %q: %w", c.link.Alias, r.name(), err)
 		}
 	}

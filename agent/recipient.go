@@ -27,6 +27,7 @@ type recipient struct {
 
 	ports  *portmap.Map[*relay.Link]                // nil when wrong
 	routes atomic.Pointer[portmap.Map[*relay.Link]] // the same, for the relay's threads
+	socks  *socksAddress                            // nil when there is none
 	gate   *openGate                                // nil until every link was pointed once
 }
 
@@ -98,6 +99,9 @@ func (a *Agent) open(ctr docker.Container, set link.Set, wrong *mistake) (_ *rec
 		}
 		r.links = append(r.links, newCarrier(l))
 	}
+	if err := a.openSocks(r); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening its SOCKS5 address: %w", err), r.close())
+	}
 	a.log.Info("recipient found", "recipient", ctr.Name, "links", len(r.links), "steered", r.ports.Steered())
 	return r, nil
 }
@@ -118,6 +122,9 @@ func (r *recipient) close() error {
 	}
 	if r.ports != nil {
 		errs = append(errs, r.ports.Close())
+	}
+	if r.socks != nil {
+		errs = append(errs, r.socks.server.Close())
 	}
 	for _, c := range r.links {
 		c.relay.Cut()

@@ -1,13 +1,16 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
 	"sync/atomic"
+	"syscall"
 
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/netns"
@@ -136,6 +139,15 @@ func (t *target) PacketSocket(port uint16) (int, netip.AddrPort, error) {
 		return -1, netip.AddrPort{}, errDown
 	}
 	return s.PacketSocket(port)
+}
+
+// dial connects to a port of the source.
+func (t *target) dial(ctx context.Context, port uint16) (*net.TCPConn, error) {
+	s := t.now.Load()
+	if s == nil {
+		return nil, fmt.Errorf("%w: %w", errDown, syscall.ECONNREFUSED)
+	}
+	return s.Dial(ctx, port)
 }
 
 // swap makes s, which may be nil, the one to use, and closes the one before.

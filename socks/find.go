@@ -13,6 +13,9 @@ import (
 // name written as it is there goes before one in other letters, since
 // aliases may differ in nothing else.
 func Find(hosts []link.Host, host string) (netip.Addr, bool) {
+	if host == "" {
+		return netip.Addr{}, false
+	}
 	addr, err := netip.ParseAddr(host)
 	isAddr := err == nil
 	var similar netip.Addr

@@ -40,10 +40,10 @@ func uncommit(ctx context.Context, d *dockerCLI, ref string, img docker.Image) (
 	if err != nil {
 		return img, c, fail(hint, "reading the labels of image %q: %w", ref, err)
 	}
-	prefixes := former.Prefixes()
+	prefixes, socks := former.Prefixes(), former.Socks.Variables()
 	img.Env = slices.DeleteFunc(slices.Clone(img.Env), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		ofLink := !slices.Contains(former.Kept, name) &&
+		ofLink := slices.Contains(socks, v) || !slices.Contains(former.Kept, name) &&
 			slices.ContainsFunc(prefixes, func(prefix string) bool { return link.IsVariable(prefix, name) })
 		if ofLink {
 			c.variables = append(c.variables, name)

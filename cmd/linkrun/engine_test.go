@@ -100,9 +100,10 @@ func fakeImages() map[string]object {
 		"orphan": {"Entrypoint": []string{initPath}},
 		"committed": {
 			"Entrypoint": []string{initPath}, "Cmd": []string{"--timeout=3s", "--entrypoint=2", "--", "/entry", "-x", "serve"},
-			"Env": []string{"DB_PORT=stale", "DB_NAME=of the image", "OLD_PORT=stale", "OTHER=1"},
+			"Env": []string{"DB_PORT=stale", "DB_NAME=of the image", "OLD_PORT=stale", "OTHER=1",
+				"LINK_SOCKS5=socks5h://127.77.0.1:1080", "ALL_PROXY=socks5h://127.77.0.1:1080", "all_proxy=of the image"},
 			"Labels": object{"ambassador.link.db": "db", "ambassador.id.db": former, "ambassador.link.old": "old",
-				"ambassador.env": "ports", "ambassador.env.kept": "DB_NAME", "other": "label"},
+				"ambassador.env": "ports", "ambassador.env.kept": "DB_NAME", "ambassador.socks": "all-proxy", "other": "label"},
 		},
 	}
 }

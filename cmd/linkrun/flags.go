@@ -49,7 +49,8 @@ type invocation struct {
 	args  []string // after the image
 
 	links   []link.Spec
-	env     link.Mode // "" when not given
+	env     link.Mode  // "" when not given
+	socks   link.Socks // likewise
 	timeout time.Duration
 
 	help, version bool
@@ -99,8 +100,11 @@ func parseWith(more []flag, words []string) (*invocation, error) {
 			continue
 		}
 		added := set.VarPF(&recorder{flag: f, inv: inv}, f.name, f.shorthand, "")
-		if f.isSwitch {
+		switch {
+		case f.isSwitch:
 			added.NoOptDefVal = "true"
+		case f.name == "link-socks":
+			added.NoOptDefVal = string(link.SocksOn)
 		}
 	}
 	if err := set.Parse(words); err != nil {
@@ -114,7 +118,7 @@ func parseWith(more []flag, words []string) (*invocation, error) {
 
 func knownFlags() []flag {
 	flags := []flag{
-		{name: "link-env"}, {name: "link-timeout"}, {name: "version", isSwitch: true}, // linkrun's own
+		{name: "link-env"}, {name: "link-socks"}, {name: "link-timeout"}, {name: "version", isSwitch: true}, // linkrun's own
 	}
 	for i, list := range []string{switches, options} {
 		for word := range strings.FieldsSeq(list) {
@@ -153,6 +157,9 @@ func (r *recorder) Set(value string) (err error) {
 	case "link-env":
 		r.inv.own = true
 		r.inv.env, err = link.ParseMode(value)
+	case "link-socks":
+		r.inv.own = true
+		r.inv.socks, err = link.ParseSocks(value)
 	case "link-timeout":
 		r.inv.own = true
 		r.inv.timeout, err = time.ParseDuration(value)

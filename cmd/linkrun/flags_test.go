@@ -68,7 +68,7 @@ func TestParseOwn(t *testing.T) {
 	}
 }
 
-// docker run 29 has 107 flags, and linkrun three of its own.
+// docker run 29 has 107 flags, and linkrun four of its own.
 func TestTable(t *testing.T) {
 	seen := make(map[string]bool)
 	for _, f := range knownFlags() {
@@ -79,7 +79,7 @@ func TestTable(t *testing.T) {
 			seen[name] = true
 		}
 	}
-	if n := len(knownFlags()); n != 107+3 {
+	if n := len(knownFlags()); n != 107+4 {
 		t.Errorf("the table has %d flags", n)
 	}
 }
@@ -166,7 +166,7 @@ func drawCommand(values func(t *rapid.T, f flag) string, flags []flag) *rapid.Ge
 func dockerFlags() []flag {
 	return slices.DeleteFunc(knownFlags(), func(f flag) bool {
 		switch f.name {
-		case "link", "link-env", "link-timeout", "help", "version":
+		case "link", "link-env", "link-socks", "link-timeout", "help", "version":
 			return true
 		}
 		return false

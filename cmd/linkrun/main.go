@@ -61,6 +61,8 @@ func run(ctx context.Context, argv []string, stdout, stderr io.Writer) error {
 		return d.become(slices.Concat([]string{"run"}, words), d.env)
 	case inv.image == "":
 		return fail("see `linkrun --help`", `"linkrun" requires at least 1 argument, the image`)
+	case len(inv.links) == 0 && inv.socks.On():
+		return errNoLinks()
 	case len(inv.links) == 0:
 		return d.become(runWords(inv.flags, nil, inv.image, inv.args), d.env)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -36,7 +37,7 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	if err != nil {
 		return err
 	}
-	specs, mode, err := addLabelled(inv, labels)
+	specs, like, err := addLabelled(inv, labels)
 	if err != nil {
 		return err
 	}
@@ -66,11 +67,14 @@ func runLinked(ctx context.Context, d *dockerCLI, host string, inv *invocation, 
 	if err != nil {
 		return err
 	}
+	if len(l.set.Links) == 0 && like.Socks.On() {
+		return errNoLinks()
+	}
 	if len(l.set.Links) == 0 {
 		return d.become(runWords(inv.flags, nil, inv.image, inv.args), d.env)
 	}
 	r := recipient{name: name, engine: engine, linked: l, self: self, inv: inv}
-	r.set.Env = mode
+	r.set.Env, r.set.Socks = like.Env, like.Socks
 
 	img, err := findImage(ctx, client, d, inv, stderr)
 	if err != nil {
@@ -128,11 +132,20 @@ func (r *recipient) dockerRun(env []string) (words, newEnv []string, err error) 
 		added = append(added, "--add-host="+h.Name+":"+h.Addr.String())
 	}
 	added = append(added, bare(vars)...)
+	socks := slices.DeleteFunc(r.set.Socks.Variables(), func(v string) bool {
+		name, _, _ := strings.Cut(v, "=")
+		return r.owned[name]
+	})
+	for _, v := range socks {
+		// With its value, unlike those of links: in docker's own environment,
+		// ALL_PROXY would be for docker.
+		added = append(added, "--env="+v)
+	}
 
 	// A bare name that docker does not find in its environment unsets the
 	// variable in the container.
 	stale := slices.DeleteFunc(r.former.variables, func(name string) bool {
-		return r.owned[name] || slices.ContainsFunc(vars, func(v string) bool { return strings.HasPrefix(v, name+"=") })
+		return r.owned[name] || slices.ContainsFunc(slices.Concat(vars, socks), func(v string) bool { return strings.HasPrefix(v, name+"=") })
 	})
 	added = append(added, bare(stale)...)
 	newEnv = append(unsetenv(env, slices.Concat(vars, stale)), vars...)
@@ -197,21 +210,23 @@ func userLabels(inv *invocation) (map[string]string, error) {
 
 // addLabelled adds to the links of the command line those that the user wrote
 // as labels. They count, so they have to be known: the addresses depend on
-// all of them.
-func addLabelled(inv *invocation, labels map[string]string) ([]link.Spec, link.Mode, error) {
+// all of them. The other labels are what counts where no flag was given.
+func addLabelled(inv *invocation, labels map[string]string) ([]link.Spec, link.Set, error) {
 	set, err := link.ParseLabels(labels)
 	if err != nil {
-		return nil, "", fail("correct the label", "%w", err)
+		return nil, link.Set{}, fail("correct the label", "%w", err)
 	}
 	specs := slices.Clone(inv.links)
 	for _, l := range set.Links {
 		specs = append(specs, link.Spec{Source: l.Source, Host: l.Host, Alias: l.Alias})
 	}
-	mode := inv.env
-	if mode == "" {
-		mode = set.Env
-	}
-	return specs, mode, nil
+	return specs, link.Set{Env: cmp.Or(inv.env, set.Env), Socks: cmp.Or(inv.socks, set.Socks)}, nil
+}
+
+// errNoLinks is for a SOCKS5 address that leads nowhere. Were it let pass, the
+// recipient's programs would be told of an address that refuses them.
+func errNoLinks() error {
+	return fail("add a --link to each container that is to be reached", "--link-socks reaches linked containers only, and there is no link")
 }
 
 const engineHint = "see `docker info`, and the log of the engine"

@@ -15,6 +15,9 @@ Takes every flag of docker run. These are carried by linkrun:
                                variables to set about the sources: ports leaves
                                out their own environment, which often holds
                                passwords (default all)
+      --link-socks[=all-proxy] reach the sources by SOCKS5 as well, at the address
+                               in the variable LINK_SOCKS5; with all-proxy, it is
+                               in ALL_PROXY and all_proxy too
       --link-timeout DURATION  how long the container's program is held back
                                until its links stand, at each start (default 10s)
       --help                   this text; see docker run --help for the rest
