@@ -3,6 +3,8 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -18,8 +20,7 @@ const allowed = "ambassador.allow=hosta/*"
 // TestLinkBetweenHosts works with a database on another host, over the same
 // link as on its own.
 func TestLinkBetweenHosts(t *testing.T) {
-	p := newTwoHosts(t)
-	a, b := p.a, p.b
+	a, b := twoHosts(t)
 	image, imageA := b.Image(t, "postgres"), a.Image(t, "postgres")
 	b.source(t, "db", "-e", "POSTGRES_PASSWORD=secret", "--label", allowed, image)
 	b.eventually(t, "1 row", "exec", "db", "psql", "-h", "127.0.0.1", "-U", "postgres", "-c", "select 1")
@@ -144,8 +145,7 @@ func (h *host) down(t *testing.T, recipient, reason string) {
 // TestHostsComeAndGo takes a link between hosts through all that may happen to
 // either end.
 func TestHostsComeAndGo(t *testing.T) {
-	p := newTwoHosts(t)
-	a, b := p.a, p.b
+	a, b := twoHosts(t)
 	b.echo(t, "db", []string{"--label", allowed, "-e", "WHICH=first"}, 5432)
 	a.start(t, "web", "--link", "db@hostb:webdb", a.busybox, "sleep", "1000")
 	a.answers(t, "web", "webdb", 5432, "db")
@@ -197,7 +197,7 @@ func TestHostsComeAndGo(t *testing.T) {
 	t.Run("the cable pulled", func(t *testing.T) {
 		cable := func(state string) {
 			t.Helper()
-			if out, err := b.Command(t.Context(), "ip", "link", "set", "cable0", state).CombinedOutput(); err != nil {
+			if out, err := b.Command(t.Context(), "ip", "link", "set", wire, state).CombinedOutput(); err != nil {
 				t.Fatalf("%v: %s", err, out)
 			}
 		}
@@ -211,8 +211,7 @@ func TestHostsComeAndGo(t *testing.T) {
 // TestDatagramsBetweenHosts resolves names over a link to a server on another
 // host, by UDP and by TCP.
 func TestDatagramsBetweenHosts(t *testing.T) {
-	p := newTwoHosts(t)
-	a, b := p.a, p.b
+	a, b := twoHosts(t)
 	image := a.Image(t, "dns")
 	b.source(t, "ns", "--label", allowed, b.Image(t, "dns"))
 	a.start(t, "web", "--link", "ns@hostb:resolver", image)
@@ -230,11 +229,23 @@ func TestDatagramsBetweenHosts(t *testing.T) {
 	a.resolves(t, "resolver")
 }
 
+func writeFile(t *testing.T, name, text string) {
+	t.Helper()
+	// As editors do: nobody reads half of it.
+	if err := os.WriteFile(name+".new", []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(name+".new", name); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestPermissions asks for what nobody has allowed, and takes back what
 // somebody had.
 func TestPermissions(t *testing.T) {
-	p := newTwoHosts(t)
-	a, b := p.a, p.b
+	rules := filepath.Join(t.TempDir(), "policy")
+	writeFile(t, rules, "# nothing yet\n")
+	a, b := twoHosts(t, "--policy", rules)
 	b.echo(t, "closed", nil, 5432)
 	b.echo(t, "open", []string{"--label", "ambassador.allow=hosta/web:5432", "--label", "ambassador.allow.env=ports", "-e", "SECRET=x"}, 5432, 6543)
 	b.source(t, "held", append([]string{"--expose=7000", b.busybox}, "nc", "-ll", "-p", "7000", "-e", "cat")...)
@@ -283,7 +294,7 @@ func TestPermissions(t *testing.T) {
 	})
 
 	t.Run("withdrawn", func(t *testing.T) {
-		writeFile(t, p.policy, "allow hosta/op held:7000\n")
+		writeFile(t, rules, "allow hosta/op held:7000\n")
 		enginetest.Poll(t, soon, func() error {
 			if r := a.try(t, "--rm", "--name", "op", "--link", "held@hostb", a.busybox, "true"); r.code != 0 {
 				return fmt.Errorf("exit status %d, %s", r.code, r.err)
@@ -294,7 +305,7 @@ func TestPermissions(t *testing.T) {
 			"mkfifo /f; sleep 1000 > /f & (echo hello; cat /f) | nc held 7000; echo over; sleep 1000")
 		a.eventually(t, "hello", "logs", "op")
 		start := time.Now()
-		writeFile(t, p.policy, "# not any more\n")
+		writeFile(t, rules, "# not any more\n")
 		enginetest.Poll(t, soon, func() error {
 			if open := a.link(t, "op").Open; open != 0 {
 				return fmt.Errorf("%d connections are open", open)

@@ -37,7 +37,7 @@ func unjoinedHosts(t *testing.T, serve ...string) (a, b *host) {
 	ea, eb := enginetest.Start(t, enginetest.Options{}), enginetest.Start(t, enginetest.Options{})
 	cable(t, ea, eb)
 	identityA, identityB := filepath.Join(t.TempDir(), "identity"), filepath.Join(t.TempDir(), "identity")
-	a = newHostOn(t, ea, "--identity", identityA, "--listen", "7443")
+	a = newHostOn(t, ea, "--identity", identityA, "--listen", "7443", "--peer", "hostb="+addrB)
 	b = newHostOn(t, eb, append([]string{"--identity", identityB, "--listen", "7443"}, serve...)...)
 	a.identity, b.identity = identityA, identityB
 	a.identityCommand(t, "", "ca", "init", "--host", "hosta").mustPrint(t)
