@@ -32,6 +32,7 @@ bench:
 	$(GO) run ./bench $(BENCHFLAGS)
 
 image: build
+	mkdir -p bin/link
 	docker build -t linkrun/ambassador .
 
 install: build

@@ -33,6 +33,9 @@ func TestImage(t *testing.T) {
 	enginetest.Require(t, enginetest.Root, enginetest.Dockerd)
 	dir := tree(t, "Dockerfile", ".dockerignore")
 	write(t, filepath.Join(dir, "secret"), "not for the image")
+	if err := os.Mkdir(filepath.Join(dir, "bin", "link"), 0o755); err != nil { // as `make image` does
+		t.Fatal(err)
+	}
 	for _, client := range clients() {
 		t.Run(client, func(t *testing.T) {
 			e := enginetest.Start(t, enginetest.Options{CLI: client})
@@ -47,10 +50,13 @@ func TestImage(t *testing.T) {
 			if _, err := e.Docker("run", "--rm", id, "serve"); err == nil || !strings.Contains(err.Error(), "needs root") {
 				t.Errorf("`serve` as nobody: %v, want that it needs root", err)
 			}
+			if _, err := e.Docker("run", "--rm", id); err == nil || !strings.Contains(err.Error(), "there is no variable of a link") {
+				t.Errorf("without a command: %v, want what `env` says without a link", err)
+			}
 			if _, err := e.Docker("run", "--rm", "--entrypoint=/bin/sh", id); err == nil || !strings.Contains(err.Error(), "no such file") {
 				t.Errorf("a shell: %v, want that there is none", err)
 			}
-			if got, want := files(t, e, id), []string{"ambassador", "linkrun"}; !slices.Equal(got, want) {
+			if got, want := files(t, e, id), []string{"ambassador", "linkrun", "run/", "run/link/"}; !slices.Equal(got, want) {
 				t.Errorf("it consists of %q, want %q", got, want)
 			}
 		})

@@ -101,7 +101,7 @@ func (b *bed) socket() string { return filepath.Join(b.dir, "s") }
 
 func (b *bed) startSource(t *testing.T) {
 	t.Helper()
-	end := &Source{Targets: b.source.Targets, Allowed: b.source.Allowed, Drain: b.source.Drain, Log: b.logger().With("end", "source")}
+	end := &Source{Targets: b.source.Targets, From: b.source.From, Allowed: b.source.Allowed, Drain: b.source.Drain, Log: b.logger().With("end", "source")}
 	if b.network == "unix" {
 		ln, err := Socket{Path: b.socket()}.Listen()
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -175,6 +176,29 @@ func TestSourceRefuses(t *testing.T) {
 	})
 }
 
+// A source on loopback does not take links for its own host, unless it is told
+// to.
+func TestFrom(t *testing.T) {
+	seen := make(chan string, 1)
+	tell := func(conn *net.TCPConn) { seen <- conn.RemoteAddr().(*net.TCPAddr).IP.String() }
+	for from, want := range map[string]string{"": "127.77.0.1", "127.0.0.1": "127.0.0.1", "127.9.9.9": "127.9.9.9"} {
+		b := newBed(t, "unix")
+		at := b.serve(t, server(t, tell))
+		b.source.From, _ = netip.ParseAddr(from)
+		b.startSource(t)
+		b.startRecipient(t, true)
+		dial(t, at)
+		select {
+		case got := <-seen:
+			if got != want {
+				t.Errorf("from %q: the source sees %s, want %s", from, got, want)
+			}
+		case <-time.After(patience):
+			t.Fatal("no connection")
+		}
+	}
+}
+
 // An end that is told to stop lets connections end, and cuts them when that
 // takes too long.
 func TestDrains(t *testing.T) {
@@ -252,11 +276,11 @@ func TestStrangers(t *testing.T) {
 		},
 		"not expected": {
 			func(t *testing.T, b *bed) { b.expect = "hostc" },
-			"refused a connection", `it is spiffe://test.example/host/hostb, not host \"hostc\"`,
+			"end=source from=127.0.0.1", `it is spiffe://test.example/host/hostb, not host \"hostc\"`,
 		},
 		"another authority": {
 			func(t *testing.T, b *bed) { b.hosta = store(t, newAuthority(t), "hosta") },
-			"refused a connection", "peer cannot be reached",
+			"end=source from=127.0.0.1", "no root trusted here",
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -4,10 +4,15 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/link"
@@ -19,6 +24,10 @@ import (
 type Source struct {
 	// Targets are what recipients may ask for.
 	Targets []Target
+	// From is the address that the source sees. The zero Addr is the kernel's
+	// choice, but DefaultFrom where a target is on the loopback interface: from
+	// 127.0.0.1 servers let in who would have to say a password otherwise.
+	From netip.Addr
 	// Allowed tells whether a host may connect, by the name in its
 	// certificate. nil is none. It is not asked about processes of this host,
 	// for which the permissions of the socket's file speak.
@@ -37,6 +46,10 @@ type Source struct {
 	peers    map[string]*tunnel.Peer
 	running  sync.WaitGroup // what goes on for the peers
 }
+
+// DefaultFrom is what a source sees whose end connects to it over loopback: an
+// address of this host that no server trusts.
+var DefaultFrom = netip.AddrFrom4([4]byte{127, 77, 0, 1})
 
 const (
 	// maxSessions bounds what one may have who may connect at all. A
@@ -253,7 +266,7 @@ func (s *Source) handOver(in *tunnel.Incoming, target Target, log *slog.Logger) 
 
 // connect connects to a target, or says why that cannot be.
 func (s *Source) connect(in *tunnel.Incoming, target Target, log *slog.Logger) (net.Conn, bool) {
-	dialer := net.Dialer{Timeout: connectTime}
+	dialer := net.Dialer{Timeout: connectTime, Control: s.bind}
 	dialer.SetMultipathTCP(false)
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -265,6 +278,36 @@ func (s *Source) connect(in *tunnel.Incoming, target Target, log *slog.Logger) (
 		return nil, false
 	}
 	return conn, true
+}
+
+// bind gives a socket that is about to be connected to address the one that
+// the source is to see.
+func (s *Source) bind(_, address string, raw syscall.RawConn) error {
+	to, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	from := s.From
+	if !from.IsValid() && to.Addr().Is4() && to.Addr().IsLoopback() {
+		from = DefaultFrom
+	}
+	if !from.IsValid() {
+		return nil
+	}
+	_, own := sockaddr(netip.AddrPortFrom(from, 0))
+	if e := raw.Control(func(fd uintptr) {
+		// The port is chosen when it is known where to: it has to be free for
+		// that address only.
+		err = errors.Join(
+			unix.SetsockoptInt(int(fd), unix.IPPROTO_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1),
+			unix.Bind(int(fd), own))
+	}); e != nil {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("binding to %v: %w", from, err)
+	}
+	return nil
 }
 
 func (s *Source) log() *slog.Logger {

@@ -1,15 +1,12 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"sync"
 	"syscall"
 	"time"
@@ -87,8 +84,8 @@ func proofMistake(flags *pflag.FlagSet) error {
 	return nil
 }
 
-const identityUsage = `      --identity DIR  with TLS, who this end is (default identity in
-                      STATE_DIRECTORY, else /var/lib/ambassador/identity); or
+const identityUsage = `      --identity DIR  with TLS, who this end is (default
+                      /var/lib/ambassador/identity); or
       --cert, --key, --roots FILE
                       the same in files of your own, which may be replaced`
 
@@ -99,7 +96,7 @@ type proof struct {
 }
 
 func proofFlags(flags *pflag.FlagSet) *proof {
-	p := &proof{dir: flags.String("identity", "", "")}
+	p := &proof{dir: flags.String("identity", identityDir(), "")}
 	flags.StringVar(&p.files.Cert, "cert", "", "")
 	flags.StringVar(&p.files.Key, "key", "", "")
 	flags.StringVar(&p.files.Roots, "roots", "", "")
@@ -109,8 +106,7 @@ func proofFlags(flags *pflag.FlagSet) *proof {
 func (p *proof) open() (*identity.Store, error) {
 	files := p.files
 	if files == (identity.Files{}) {
-		dir := cmp.Or(*p.dir, filepath.Join(cmp.Or(os.Getenv("STATE_DIRECTORY"), "/var/lib/ambassador"), "identity"))
-		files = identity.In(dir)
+		files = identity.In(*p.dir)
 	}
 	store, err := identity.Open(files)
 	if err != nil {

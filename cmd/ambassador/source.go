@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"path"
 	"strconv"
 	"strings"
@@ -30,6 +31,9 @@ ENDPOINT is one of
 
 Flags:
       --to LIST       the source's ports. Recipients ask for them by number
+      --from ADDRESS  what the source sees as the address of who connects
+                      (default: 127.77.0.1 if the source is on 127.0.0.1, so that
+                      servers which trust their own host do not trust links)
       --mode MODE     permissions of the socket's file (default 0600)
       --group GID     group of the socket's file, a number
       --allow LIST    hosts that may connect over TLS, with * for any characters;
@@ -48,6 +52,8 @@ func source(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	flags := pflag.NewFlagSet("source", pflag.ContinueOnError)
 	listen := flags.String("listen", "", "")
 	to := flags.StringSlice("to", nil, "")
+	var from netip.Addr
+	flags.TextVar(&from, "from", from, "")
 	mode := flags.String("mode", "0600", "")
 	group := flags.Int("group", 0, "")
 	allow := flags.StringSlice("allow", nil, "")
@@ -82,6 +88,7 @@ func source(ctx context.Context, args []string, stdout, stderr io.Writer) error 
 	raiseFileLimit(log)
 	end := &sidecar.Source{
 		Targets: targets,
+		From:    from,
 		Allowed: func(host string) bool { return matchesAny(*allow, host) },
 		Drain:   *common.drain,
 		Log:     log,
