@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/pflag"
 
+	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/relay"
 	"github.com/linkrun/linkrun/sidecar"
@@ -96,7 +97,7 @@ type proof struct {
 }
 
 func proofFlags(flags *pflag.FlagSet) *proof {
-	p := &proof{dir: flags.String("identity", identityDir(), "")}
+	p := &proof{dir: flags.String("identity", identityDir(control.Dir()), "")}
 	flags.StringVar(&p.files.Cert, "cert", "", "")
 	flags.StringVar(&p.files.Key, "key", "", "")
 	flags.StringVar(&p.files.Roots, "roots", "", "")
