@@ -416,7 +416,7 @@ func TestClassicAmbassador(t *testing.T) {
 	if said := h.logs(t, "redis_ambassador"); strings.Count(said, "msg=forwarding") != 1 {
 		t.Errorf("one port was to be forwarded, once:\n%s", said)
 	}
-	gateway := h.docker(t, "network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "bridge")
+	gateway := h.docker(t, "inspect", "-f", "{{.NetworkSettings.Gateway}}", "redis_ambassador")
 	h.source(t, "far_ambassador", append(slices.Clone(hardened), "--expose", "6379", "-e", "REDIS_PORT_6379_TCP=tcp://"+gateway+":6379", image)...)
 	h.says(t, "far_ambassador", "msg=ready")
 	client := []string{"run", "--rm", "--link", "far_ambassador:redis", redis, "redis-cli", "-h", "redis"}
