@@ -21,16 +21,16 @@ import (
 
 // tryControl sends the shots of a trial in a namespace of its own, between
 // bridges that are open, by a host that forwards everything. All have to
-// arrive. It returns the checks of which one did not: there, a shot that is
-// not seen proves nothing.
-func tryControl(ctx context.Context) (blind map[string]bool, f Finding, err error) {
+// arrive. It returns the checks of which one did not, where a shot that is
+// not seen proves nothing; and how long it took them.
+func tryControl(ctx context.Context) (blind map[string]bool, took time.Duration, f Finding, err error) {
 	host, err := newSpace()
 	if err != nil {
-		return nil, f, err
+		return nil, 0, f, err
 	}
 	defer host.Close()
 	f = Finding{Check: "control", Subject: "trial"}
-	return blind, f, host.Do(func() error {
+	err = host.Do(func() error {
 		facts, residents, err := openHost()
 		defer func() {
 			for _, p := range residents {
@@ -41,10 +41,12 @@ func tryControl(ctx context.Context) (blind map[string]bool, f Finding, err erro
 			return err
 		}
 		t := newTrial(facts)
+		t.grace = controlTime
 		defer t.close()
 		if _, err := t.run(ctx); err != nil {
 			return err
 		}
+		took = t.took
 		blind = make(map[string]bool)
 		for i, s := range t.shots {
 			if !t.seen[i] {
@@ -58,6 +60,7 @@ func tryControl(ctx context.Context) (blind map[string]bool, f Finding, err erro
 		}
 		return nil
 	})
+	return blind, took, f, err
 }
 
 func (t *trial) kinds() map[string]bool {

@@ -19,10 +19,12 @@ const (
 	// isolateTime is for the ambassador to isolate a new port.
 	isolateTime = time.Second
 
-	// grace is how long a frame is waited for that should not come. The
-	// same time has to be enough for those that should, on the bridges that
-	// the trial makes for itself.
+	// grace is how long a frame is at least waited for that should not come.
 	grace = 500 * time.Millisecond
+
+	// controlTime is for the frames that should come, on the bridges that the
+	// trial makes for itself.
+	controlTime = 5 * time.Second
 )
 
 // Try sends frames from throw-away ports on every bridge of the calling
@@ -33,11 +35,12 @@ const (
 // The error is about the trial itself. What was made for it is removed in any
 // case.
 func Try(ctx context.Context, f Facts) ([]Finding, error) {
-	blind, control, err := tryControl(ctx)
+	blind, took, control, err := tryControl(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("trying the trial: %w", err)
 	}
 	t := newTrial(f)
+	t.grace = max(grace, 4*took) // on a busy host, all takes longer
 	defer t.close()
 	found := []Finding{control}
 	more, err := t.run(ctx)
@@ -55,10 +58,12 @@ func Try(ctx context.Context, f Facts) ([]Finding, error) {
 type trial struct {
 	facts Facts
 	magic uint32
+	grace time.Duration // how long frames are waited for
 	ports []*port
 	taps  map[string]*frame.Tap // on interfaces of the host, by name
 	shots []shot
-	seen  []bool // by shot
+	seen  []bool        // by shot
+	took  time.Duration // until the last of them was seen
 }
 
 func newTrial(f Facts) *trial {
@@ -279,20 +284,22 @@ func (f *Facts) exposedOn(b Bridge) uint16 {
 // fire sends all the shots, and then looks where they came out.
 func (t *trial) fire() error {
 	t.seen = make([]bool, len(t.shots))
-	places := make(map[*frame.Tap]bool)
+	unseen := make(map[*frame.Tap]int)
 	for i, s := range t.shots {
-		places[s.to] = true
+		unseen[s.to]++
 		if err := s.from.Send(s.kind.make(s.hop, s.flow, frame.Token{Magic: t.magic, ID: uint32(i)})); err != nil {
 			return fmt.Errorf("%s, %s: %w", s.subject, s.what, err)
 		}
 	}
-	until := time.Now().Add(grace)
-	for tap := range places {
-		if err := tap.Watch(until, func(id uint32) bool {
-			if int64(id) < int64(len(t.shots)) && t.shots[id].to == tap {
+	fired := time.Now()
+	for tap := range unseen {
+		if err := tap.Watch(fired.Add(t.grace), func(id uint32) bool {
+			if int64(id) < int64(len(t.shots)) && t.shots[id].to == tap && !t.seen[id] {
 				t.seen[id] = true
+				unseen[tap]--
+				t.took = time.Since(fired)
 			}
-			return false
+			return unseen[tap] == 0
 		}); err != nil {
 			return err
 		}

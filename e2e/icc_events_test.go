@@ -3,6 +3,7 @@ package e2e
 import (
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/linkrun/linkrun/internal/enginetest"
+	"github.com/linkrun/linkrun/internal/frame"
 )
 
 // Whatever happens to the tables, the engine, its networks and containers, in
@@ -156,7 +158,7 @@ func TestOffLeavesWhatWasFound(t *testing.T) {
 				}
 			}
 			if after := found(); after != before {
-				t.Errorf("before\n%s\nafter\n%s", before, after)
+				t.Fatalf("before\n%s\nafter\n%s", before, after)
 			}
 			t.Logf("the same %d bytes as before; icc off says\n%s", len(before), r.out)
 			if r := h.ambassador(t, "icc", "off"); r.out != "nothing was enforced\n" {
@@ -213,12 +215,32 @@ func TestAllow(t *testing.T) {
 		tries.Wait()
 	}
 	only("at first")
-	// The reverse-rule attack, from inside the source.
-	db := h.peer(t, "db")
-	h.docker(t, "exec", "db", "killall", "nc")
-	if got, err := dialFrom(db.Namespace, 80, h.address(t, "web")+":81"); err == nil {
-		t.Errorf("from the allowed port, the source reached %q", got)
+	// The reverse-rule attack: a source that listens nowhere, so that the
+	// allowed port is free to attack from.
+	h.source(t, "idle", "--network", "icc-a", h.busybox, "sleep", "1000")
+	allow("allow", "web", "idle", "80")
+	h.enforced(t, "a permission")
+	web, idle := h.peer(t, "web"), h.peer(t, "idle")
+	for _, c := range []struct {
+		from, to     *peer
+		sport, dport uint16
+		want         bool
+	}{
+		{web, idle, 61000, 80, true},
+		{web, idle, 61000, 81, false},
+		{idle, web, 80, 81, false},
+	} {
+		flow := frame.Flow{From: netip.AddrPortFrom(c.from.ip4, c.sport), To: netip.AddrPortFrom(c.to.ip4, c.dport)}
+		v := shoot(t, grace, [][2]*peer{{c.from, c.to}}, func(a, b *peer) []shot {
+			return []shot{{"a SYN", func(t frame.Token) []byte { return frame.SYN(frame.Hop{From: a.mac, To: a.gateway}, flow, t) }}}
+		})
+		if got := len(v.arrived) > 0; got != c.want {
+			t.Errorf("a SYN from %v to %v arrives: %t, want %t", flow.From, flow.To, got, c.want)
+		} else {
+			t.Logf("web may reach port 80 of idle; a SYN from port %d of %s to port %d of %s arrives: %t", c.sport, c.from.name, c.dport, c.to.name, got)
+		}
 	}
+	allow("revoke", "web", "idle", "80")
 
 	h.docker(t, "restart", "-t", "0", "db")
 	only("after the source's restart")
@@ -292,7 +314,7 @@ func TestEngineWithLegacyRules(t *testing.T) {
 		t.Fatalf("icc off: %s", r.err)
 	}
 	if after := found(); after != before {
-		t.Errorf("before\n%s\nafter\n%s", before, after)
+		t.Fatalf("before\n%s\nafter\n%s", before, after)
 	}
 	t.Logf("the same %d bytes as before; icc off says\n%s", len(before), r.out)
 

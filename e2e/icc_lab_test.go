@@ -159,7 +159,7 @@ func (v volley) nothing(t *testing.T, when string) {
 // names those that arrive.
 func passes(t *testing.T, a, b *peer) []string {
 	t.Helper()
-	return shoot(t, grace, [][2]*peer{{a, b}}).arrived[way{a.name, b.name}]
+	return shoot(t, grace, [][2]*peer{{a, b}}, shots).arrived[way{a.name, b.name}]
 }
 
 // passesAmong does so from each to each, all at once.
@@ -173,14 +173,14 @@ func passesAmong(t *testing.T, wait time.Duration, peers ...*peer) volley {
 			}
 		}
 	}
-	return shoot(t, wait, pairs)
+	return shoot(t, wait, pairs, shots)
 }
 
 // grace is how long a frame is waited for that should not come. On an open
 // bridge, all come at once.
 const grace = 500 * time.Millisecond
 
-func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer) volley {
+func shoot(t *testing.T, wait time.Duration, pairs [][2]*peer, shots func(a, b *peer) []shot) volley {
 	t.Helper()
 	type aim struct {
 		shot
