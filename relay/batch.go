@@ -27,6 +27,7 @@ type transfer struct {
 	buf   []byte
 	n     int
 	errno syscall.Errno
+	flags uint32 // of the write
 }
 
 // batch is what a worker reads and writes next: first all reads, then all
@@ -66,7 +67,13 @@ func (w *worker) exchange() {
 		r := &reads[k]
 		w.hasRead(r)
 		if r.errno == 0 && r.n > 0 {
-			writes = append(writes, transfer{c: r.c, i: r.i, fd: r.c.ends[1-r.i].fd, buf: r.buf[:r.n]})
+			wr := transfer{c: r.c, i: r.i, fd: r.c.ends[1-r.i].fd, buf: r.buf[:r.n]}
+			if r.c.ends[r.i].is(ended) {
+				// The FIN that comes next takes these bytes along, in one
+				// packet instead of two.
+				wr.flags = unix.MSG_MORE
+			}
+			writes = append(writes, wr)
 		}
 	}
 	w.calls.sendAll(writes)
@@ -100,7 +107,9 @@ func (w *worker) hasRead(r *transfer) {
 		w.settle(r.c)
 	default:
 		w.copiedBytes += uint64(r.n)
-		if !from.is(unsure) {
+		if from.is(last) {
+			from.flags = from.flags&^readable | ended
+		} else if !from.is(unsure) {
 			// The socket has been read empty: what comes next comes with an
 			// event of its own.
 			from.flags &^= readable
@@ -151,6 +160,6 @@ func (c *calls) sendAll(all []transfer) {
 		return
 	}
 	for k := range all {
-		all[k].n, all[k].errno = c.send(all[k].fd, all[k].buf)
+		all[k].n, all[k].errno = c.send(all[k].fd, all[k].buf, all[k].flags)
 	}
 }

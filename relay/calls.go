@@ -22,7 +22,7 @@ import (
 // size (see pipeSize).
 type calls struct {
 	recv   func(fd int32, p []byte) (int, syscall.Errno)
-	send   func(fd int32, p []byte) (int, syscall.Errno)
+	send   func(fd int32, p []byte, flags uint32) (int, syscall.Errno)
 	splice func(from, to int32, n int) (int, syscall.Errno)
 	ring   *ring // makes recv and send in batches; nil: one by one
 }
@@ -36,8 +36,9 @@ func rawRecv(fd int32, p []byte) (int, syscall.Errno) {
 	return int(n), errno
 }
 
-func rawSend(fd int32, p []byte) (int, syscall.Errno) {
-	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL, 0, 0)
+// rawSend takes flags besides those that every send has.
+func rawSend(fd int32, p []byte, flags uint32) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall6(unix.SYS_SENDTO, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(p))), uintptr(len(p)), uintptr(flags|unix.MSG_DONTWAIT|unix.MSG_NOSIGNAL), 0, 0)
 	return int(n), errno
 }
 
@@ -215,18 +216,13 @@ func (e epollSet) remove(fd int32) {
 }
 
 // wait returns the events that are there after at most timeout milliseconds,
-// -1 for ever, or atMost if that is less.
-func (e epollSet) wait(events []unix.EpollEvent, timeout, atMost int) (int, syscall.Errno) {
-	if timeout < 0 || timeout > atMost {
-		timeout = atMost
+// -1 for ever. Only a wait that can sleep is announced to the Go scheduler.
+func (e epollSet) wait(events []unix.EpollEvent, timeout int) (int, syscall.Errno) {
+	p, size := uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events))
+	if timeout == 0 {
+		n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), p, size, 0, 0, 0)
+		return int(n), errno
 	}
-	n, _, errno := unix.RawSyscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout), 0, 0)
-	return int(n), errno
-}
-
-// sleep is wait for as long as it takes, and leaves the processor to other
-// goroutines meanwhile.
-func (e epollSet) sleep(events []unix.EpollEvent, timeout int) (int, syscall.Errno) {
-	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), uintptr(unsafe.Pointer(unsafe.SliceData(events))), uintptr(len(events)), uintptr(timeout), 0, 0)
+	n, _, errno := unix.Syscall6(unix.SYS_EPOLL_PWAIT, uintptr(e.fd), p, size, uintptr(timeout), 0, 0)
 	return int(n), errno
 }

@@ -36,6 +36,7 @@ const (
 	wantOut                     // registered for EPOLLOUT; registered at need, it stays
 	bulk                        // bytes read here are spliced
 	told                        // an event said readable, and no splice has found bytes since
+	last                        // the end of the stream is right behind what the socket holds
 )
 
 // end is one socket of a connection, and the bytes read from it that the
@@ -184,6 +185,9 @@ func (w *worker) event(c *conn, i int, events uint32) {
 	}
 	if events&unix.EPOLLERR != 0 {
 		e.flags |= broken
+	}
+	if events&(unix.EPOLLRDHUP|unix.EPOLLPRI|unix.EPOLLERR) == unix.EPOLLRDHUP && !c.shared {
+		e.flags |= last
 	}
 	if c.state == connecting && !w.connected(c, i, events) {
 		return

@@ -75,7 +75,7 @@ func (w *worker) shortcut(c *conn) bool {
 	}
 	m := 0
 	if n > 0 {
-		m, errno = w.calls.send(source.fd, buf[:n])
+		m, errno = w.calls.send(source.fd, buf[:n], 0)
 		switch {
 		case errno == 0:
 			w.copiedBytes += uint64(m)

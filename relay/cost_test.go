@@ -36,7 +36,7 @@ func counted(w *worker, c *calls) {
 		n, err := unix.Read(int(fd), p)
 		return max(n, 0), errnoOf(err)
 	}
-	c.send = func(fd int32, p []byte) (int, syscall.Errno) {
+	c.send = func(fd int32, p []byte, _ uint32) (int, syscall.Errno) {
 		n, err := unix.Write(int(fd), p)
 		return max(n, 0), errnoOf(err)
 	}

@@ -267,7 +267,7 @@ func (w *worker) sendCut(l *PacketListener, k, size int) {
 		}
 		piece := rest[:min(size, len(rest))]
 		rest = rest[len(piece):]
-		_, errno := w.calls.send(c.ends[fromSource].fd, piece)
+		_, errno := w.calls.send(c.ends[fromSource].fd, piece, 0)
 		w.sentBytes(l, k, len(piece), errno)
 	}
 }
@@ -306,7 +306,7 @@ func (w *worker) sentBytes(l *PacketListener, k, size int, errno syscall.Errno) 
 			return
 		}
 		again.inBatch = 1
-		if _, errno := w.calls.send(again.ends[fromSource].fd, d.payload(k)[:size]); errno == 0 {
+		if _, errno := w.calls.send(again.ends[fromSource].fd, d.payload(k)[:size], 0); errno == 0 {
 			w.datagramMoved(again, fromRecipient, size)
 		} else {
 			again.link.fail(dropped)

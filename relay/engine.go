@@ -42,6 +42,8 @@ type Engine struct {
 	workers  []*worker
 	loops    sync.WaitGroup
 
+	spinning atomic.Bool // one of the workers is
+
 	active atomic.Int32  // workers in use, the first ones
 	moves  atomic.Uint64 // connections that went from one worker to another
 	spread sync.Mutex    // held while active changes

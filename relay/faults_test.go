@@ -49,6 +49,13 @@ func (f *faulty) rearm(fd int32) {
 	})
 }
 
+// peerClosed says that no more arrives at fd than has arrived.
+func peerClosed(fd int32) bool {
+	fds := []unix.PollFd{{Fd: fd, Events: unix.POLLRDHUP}}
+	n, _ := unix.Poll(fds, 0)
+	return n > 0
+}
+
 func (f *faulty) recv(fd int32, p []byte) (int, syscall.Errno) {
 	switch f.rng.IntN(12) {
 	case 0:
@@ -57,6 +64,10 @@ func (f *faulty) recv(fd int32, p []byte) (int, syscall.Errno) {
 		f.rearm(fd)
 		return 0, unix.EAGAIN
 	case 2, 3:
+		if peerClosed(fd) {
+			// To say less than there is would be a lie the kernel does not tell.
+			break
+		}
 		n, errno := f.real.recv(fd, p[:1+f.rng.IntN(len(p))])
 		f.rearm(fd)
 		return n, errno
@@ -64,7 +75,7 @@ func (f *faulty) recv(fd int32, p []byte) (int, syscall.Errno) {
 	return f.real.recv(fd, p)
 }
 
-func (f *faulty) send(fd int32, p []byte) (int, syscall.Errno) {
+func (f *faulty) send(fd int32, p []byte, flags uint32) (int, syscall.Errno) {
 	switch f.rng.IntN(12) {
 	case 0:
 		return 0, unix.EINTR
@@ -73,12 +84,12 @@ func (f *faulty) send(fd int32, p []byte) (int, syscall.Errno) {
 		return 0, unix.EAGAIN
 	case 2, 3:
 		if len(p) > 0 {
-			n, errno := f.real.send(fd, p[:1+f.rng.IntN(len(p))])
+			n, errno := f.real.send(fd, p[:1+f.rng.IntN(len(p))], flags)
 			f.rearm(fd)
 			return n, errno
 		}
 	}
-	return f.real.send(fd, p)
+	return f.real.send(fd, p, flags)
 }
 
 func (f *faulty) splice(from, to int32, n int) (int, syscall.Errno) {

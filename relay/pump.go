@@ -183,7 +183,7 @@ func (w *worker) flush(c *conn, i int) syscall.Errno {
 	var n int
 	var errno syscall.Errno
 	if from.spill != nil {
-		n, errno = w.calls.send(to.fd, from.spill.buf[from.spill.off:][:from.held])
+		n, errno = w.calls.send(to.fd, from.spill.buf[from.spill.off:][:from.held], 0)
 	} else {
 		n, errno = w.calls.splice(from.pipe.r, to.fd, int(from.held))
 	}

@@ -63,6 +63,7 @@ type bed struct {
 
 func newBed(t testing.TB, e *Engine, l *Link) *bed {
 	t.Helper()
+	listenTCP(t).Close() // Go's own poller is there from the first one on
 	before := openDescriptors(t)
 	b := &bed{t: t, engine: e, link: l}
 	if err := e.Start(); err != nil {

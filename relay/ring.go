@@ -132,7 +132,6 @@ func (r *ring) close() {
 
 // submit makes the calls and fills in their results.
 func (r *ring) submit(op uint8, calls []transfer) {
-	flags := uint32(unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL)
 	for i := range calls {
 		t := &calls[i]
 		r.sqes[(r.ours+uint32(i))&r.sqMask] = submission{
@@ -140,7 +139,7 @@ func (r *ring) submit(op uint8, calls []transfer) {
 			fd:       t.fd,
 			addr:     uint64(uintptr(unsafe.Pointer(unsafe.SliceData(t.buf)))),
 			size:     uint32(len(t.buf)),
-			msgFlags: flags,
+			msgFlags: t.flags | unix.MSG_DONTWAIT | unix.MSG_NOSIGNAL,
 			userData: uint64(i),
 		}
 		t.errno = unix.EINTR // until told otherwise: to be tried again

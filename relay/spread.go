@@ -18,12 +18,12 @@ import (
 // worker 12 µs of processor time for a request, spread over two 15 to 17 µs,
 // at the same rate.
 const (
-	lookEvery  = 6  // ticks, 100 ms: how often a worker looks at its own load
-	saturated  = 85 // percent of a processor
-	hotLooks   = 2  // in a row, before anything is moved
-	idleEnough = 15 // percent of a processor nobody uses
-	calm       = 50 // percent of a processor, all workers together
-	calmLooks  = 50 // in a row, before a worker is given up
+	lookEvery  = 6   // ticks, 100 ms: how often a worker looks at its own load
+	saturated  = 85  // percent of a processor
+	hotLooks   = 2   // in a row, before anything is moved
+	idleEnough = 15  // percent of a processor nobody uses
+	calm       = 50  // percent of a processor, all workers together
+	calmTicks  = 300 // 5 s, before a worker is given up
 )
 
 // pace is what a worker knows of its own load.
@@ -31,8 +31,8 @@ type pace struct {
 	looked  uint32 // tick
 	since   time.Time
 	slept   time.Duration
-	hot     int // looks in a row
-	calm    int // looks in a row
+	hot     int    // looks in a row
+	calm    uint32 // ticks that were calm, up to now
 	idle    time.Duration
 	settled uint32 // tick before which nothing is moved again
 }
@@ -65,6 +65,7 @@ func (w *worker) look() {
 	now := time.Now()
 	elapsed := max(now.Sub(p.since), 1)
 	busy := int(max(elapsed-p.slept, 0) * 100 / elapsed)
+	ticks := w.now - p.looked
 	p.looked, p.since, p.slept = w.now, now, 0
 	w.busy.Store(uint64(w.now)<<32 | uint64(uint32(busy)))
 	if len(w.engine.workers) == 1 {
@@ -76,7 +77,7 @@ func (w *worker) look() {
 		return
 	}
 	p.hot = 0
-	w.cool()
+	w.cool(ticks)
 }
 
 // heat is called while the worker has no time left. That may also be because
@@ -125,29 +126,36 @@ func (w *worker) heat(elapsed time.Duration) {
 	}
 }
 
-// cool is called while the worker has time left; the last one in use gives
-// itself up when the first has room for what all of them do.
-func (w *worker) cool() {
+// cool is called while the worker has time left, and has not looked for some
+// ticks. The first worker has the last one in use give itself up when it has
+// room for what all of them do. It is the first that decides, since the last
+// may sleep, and would not before it is woken for something.
+func (w *worker) cool(ticks uint32) {
 	p := &w.pace
-	if w.index == 0 || w.index != int(w.engine.active.Load())-1 {
+	active := w.engine.inUse()
+	if w.index != 0 || len(active) == 1 {
 		return
 	}
 	total := 0
-	for _, other := range w.engine.inUse() {
+	for _, other := range active {
 		total += other.busyNow(w.now)
 	}
-	if p.calm++; total > calm {
+	if p.calm += ticks; total > calm {
 		p.calm = 0
 	}
-	if p.calm < calmLooks {
-		return
+	if p.calm >= calmTicks {
+		p.calm = 0
+		active[len(active)-1].post((*worker).giveUp)
 	}
-	p.calm = 0
+}
+
+// giveUp has the first worker do what this one did, if it is the last in use.
+func (w *worker) giveUp() {
 	if !w.engine.spread.TryLock() {
-		return
+		return // and be told again
 	}
 	defer w.engine.spread.Unlock()
-	if w.index != int(w.engine.active.Load())-1 {
+	if w.index == 0 || w.index != int(w.engine.active.Load())-1 {
 		return
 	}
 	w.engine.active.Store(int32(w.index))

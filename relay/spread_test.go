@@ -55,10 +55,8 @@ func TestSpread(t *testing.T) {
 		if len(w.listeners) != 1 {
 			t.Errorf("the second worker listens %d times", len(w.listeners))
 		}
-		for range calmLooks + 1 {
-			w.cool()
-		}
 	})
+	first.call(func(w *worker) { w.cool(calmTicks) })
 	eventually(t, "all given back", func() bool { n := loads(); return n[0] == 8 && n[1] == 0 })
 	use()
 	if n := e.active.Load(); n != 1 {
