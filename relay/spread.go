@@ -21,7 +21,7 @@ const (
 	lookEvery  = 6   // ticks, 100 ms: how often a worker looks at its own load
 	saturated  = 85  // percent of a processor
 	hotLooks   = 2   // in a row, before anything is moved
-	idleEnough = 15  // percent of a processor nobody uses
+	idleEnough = 50  // percent of a processor nobody uses
 	calm       = 50  // percent of a processor, all workers together
 	calmTicks  = 300 // 5 s, before a worker is given up
 )

@@ -160,9 +160,10 @@ func (w *worker) wait() int {
 	w.wakeups.Add(1)
 	awake := time.Since(w.start)
 	w.pace.slept += awake - asleep
+	n = max(n, 0)
 	w.waited(n, awake-asleep)
 	w.now = uint32(awake >> tickShift)
-	return max(n, 0)
+	return n
 }
 
 func (w *worker) startRing() {
