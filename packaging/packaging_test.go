@@ -170,6 +170,14 @@ func TestUnitIsValid(t *testing.T) {
 	}
 }
 
+// What is kept is where it is looked for without the service.
+func TestUnitKeepsPermissions(t *testing.T) {
+	run, kept := filepath.Join("/run", setting(t, "RuntimeDirectory")), filepath.Join("/var/lib", setting(t, "StateDirectory"))
+	if run != control.DefaultDir || kept != control.StateDir(run) {
+		t.Errorf("the unit has %s and %s, want %s and %s", run, kept, control.DefaultDir, control.StateDir(control.DefaultDir))
+	}
+}
+
 // TestUnitSuffices runs the ambassador with no more capabilities than the unit
 // leaves it, as a host that others can call: a link over it to a source that
 // has others, and what keeps the bridge closed, with the programs of either
