@@ -279,10 +279,12 @@ func TestEngineWithLegacyRules(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	path := os.Getenv("PATH")
-	os.Setenv("PATH", dir+":"+path)
-	e := enginetest.Start(t, enginetest.Options{ICC: true})
-	os.Setenv("PATH", path)
+	e := func() *enginetest.Engine {
+		path := os.Getenv("PATH")
+		defer os.Setenv("PATH", path)
+		os.Setenv("PATH", dir+":"+path)
+		return enginetest.Start(t, enginetest.Options{ICC: true})
+	}()
 	t.Parallel() // it has an engine of its own; not before, for the PATH is everybody's
 	// The kernel makes a legacy table when somebody first asks for it, and
 	// never removes it.
