@@ -16,7 +16,7 @@ demo: build
 
 # Without root or an engine, the tests that need one are skipped, and say so.
 test:
-	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze haproxy socat wrk
+	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze haproxy socat wrk stunnel4
 	$(GO) test -race -count=1 -timeout 15m $(TESTFLAGS) ./... # uncached: go does not see the programs that tests build
 
 lint:
@@ -28,7 +28,7 @@ lint:
 	GOBIN=$(CURDIR)/.cache $(GO) install $(GOVULNCHECK) && { .cache/govulncheck ./... || test $$? -ne 3; }
 
 bench:
-	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount haproxy socat wrk
+	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount haproxy socat wrk stunnel4
 	$(GO) run ./bench $(BENCHFLAGS)
 
 image: build

@@ -32,6 +32,42 @@ func TestEveryMeasurement(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tryAll(t, b)
+	parts, err := newTunnels(ctx, b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range parts {
+		tryAll(t, p.bench)
+		table := p.table()
+		for _, name := range p.order {
+			if !strings.Contains(table, "- **"+name+"**: ") && p.bench.missing[name] == "" {
+				t.Errorf("the report does not say what %s is:\n%s", name, table)
+			}
+		}
+		if strings.Count(table, "- goal: ") != len(p.goals) && len(p.bench.missing) == 0 {
+			t.Errorf("the report does not have all goals:\n%s", table)
+		}
+	}
+	page := newReport(b, environment(ctx, b, nil, time.Now())).page()
+	for _, p := range b.peers {
+		if !strings.Contains(page, "**"+b.names[p]+"** | "+p.about()) {
+			t.Errorf("the report does not say what %s is", b.names[p])
+		}
+	}
+	for _, w := range b.workloads {
+		if !strings.Contains(page, "| "+w.name+" |") {
+			t.Errorf("the report does not have %s", w.name)
+		}
+	}
+	if strings.Contains(page, "not installed") && len(b.missing) == 0 {
+		t.Errorf("a version is not known:\n%s", page)
+	}
+}
+
+// tryAll runs every step of a bench.
+func tryAll(t *testing.T, b *bench) {
+	ctx, s := t.Context(), b.stage
 	for what, why := range b.missing {
 		t.Run(what, func(t *testing.T) {
 			enginetest.Require(t, func() error { return &os.PathError{Op: "finding", Path: why, Err: os.ErrNotExist} })
@@ -60,20 +96,6 @@ func TestEveryMeasurement(t *testing.T) {
 			}
 			b.results.add(st.workload.name, b.names[st.peer], 0, got)
 		})
-	}
-	page := newReport(b, environment(ctx, b, nil, time.Now())).page()
-	for _, p := range b.peers {
-		if !strings.Contains(page, "**"+b.names[p]+"** | "+p.about()) {
-			t.Errorf("the report does not say what %s is", b.names[p])
-		}
-	}
-	for _, w := range b.workloads {
-		if !strings.Contains(page, "| "+w.name+" |") {
-			t.Errorf("the report does not have %s", w.name)
-		}
-	}
-	if strings.Contains(page, "not installed") && len(b.missing) == 0 {
-		t.Errorf("a version is not known:\n%s", page)
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 const usage = `Usage: go run ./bench [flags]
 
 Measures the ambassador's links side by side with Docker's own, docker-proxy,
-HAProxy and socat: round after round, in turn, on a Docker Engine of its own in
+HAProxy and socat, and its tunnels with stunnel and raw TLS: round after round, in turn, on a Docker Engine of its own in
 a network namespace of its own. Needs root; a peer whose program is missing is
 left out, and named. make bench installs what is missing first.
 
@@ -79,7 +79,12 @@ func benchmark(ctx context.Context, args []string, stdout io.Writer, stderr *os.
 		if err := b.measure(ctx, progress); err != nil {
 			return err
 		}
+		tunnels, err := measureTunnels(ctx, b, progress)
+		if err != nil {
+			return err
+		}
 		report := newReport(b, environment(ctx, b, args, started))
+		report.tunnels = tunnels
 		fmt.Fprint(stdout, report.tables())
 		if out == "" {
 			return nil

@@ -26,7 +26,7 @@ func (r run) generate(ctx context.Context, plan traffic.Plan) (result traffic.Re
 		return result, 0, err
 	}
 	cpu, err = r.cost(func() error {
-		out, err := place{netns: r.peer.netns()}.output(ctx, r.stage.load, "run", string(text))
+		out, err := place{netns: r.peer.netns()}.output(ctx, r.stage.client(r.peer, string(text))...)
 		if err != nil {
 			return err
 		}

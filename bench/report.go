@@ -26,6 +26,7 @@ type report struct {
 	missing   map[string]string
 	failures  []string
 	facts     []fact
+	tunnels   string // the tables of tunnels
 }
 
 func newReport(b *bench, facts []fact) *report {
@@ -100,6 +101,7 @@ func (r *report) tables() string {
 			b.WriteString(r.row(w, m, i == 0))
 		}
 	}
+	b.WriteString(r.tunnels)
 	for _, list := range []struct {
 		title string
 		lines []string

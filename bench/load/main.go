@@ -3,6 +3,10 @@
 //
 //	load serve ADDRESS:PORT   answer, on TCP and UDP, until told to stop
 //	load run PLAN             do what a traffic.Plan in JSON says, print the Result
+//	load secure-serve ADDRESS:PORT IDENTITY   answer over TLS
+//	load secure-run IDENTITY PLAN             do that over TLS
+//	load delay LISTEN TO DELAY MBIT           be a long line between two addresses
+//	load knock ADDRESS:PORT   find out whether somebody listens there
 //	load hold PLAN            open connections, say "held", close them at the end of stdin
 package main
 
@@ -12,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -31,11 +36,22 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) error {
+	switch {
+	case len(args) == 3 && args[0] == "secure-serve":
+		return secureServe(ctx, args[1:])
+	case len(args) == 3 && args[0] == "secure-run":
+		return secureRun(args[1:], stdout)
+	case len(args) > 0 && args[0] == "delay":
+		return delay(ctx, args[1:])
+	}
 	if len(args) != 2 {
 		return errors.New("want serve, run or hold, and an argument")
 	}
-	if args[0] == "serve" {
+	switch args[0] {
+	case "serve":
 		return serve(ctx, args[1])
+	case "knock":
+		return knock(ctx, args[1])
 	}
 	var plan traffic.Plan
 	if err := json.Unmarshal([]byte(args[1]), &plan); err != nil {
@@ -64,6 +80,14 @@ func serve(ctx context.Context, address string) error {
 		return err
 	}
 	return errors.Join(server.Wait(ctx), server.Close())
+}
+
+func knock(ctx context.Context, address string) error {
+	conn, err := new(net.Dialer).DialContext(ctx, "tcp", address)
+	if err != nil {
+		return err
+	}
+	return conn.Close()
 }
 
 func hold(plan traffic.Plan, stdin io.Reader, stdout io.Writer) error {
