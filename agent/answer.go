@@ -112,6 +112,10 @@ func (c call) connect() {
 		proto = link.UDP
 	}
 	v := c.export.view.Load()
+	if v.over {
+		in.Refuse(tunnel.Failed, "the ambassador there is stopping")
+		return
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	in.Stream.AfterReset(cancel)
@@ -228,6 +232,9 @@ func (c call) tell() {
 	wasAllowed := true
 	for {
 		v := c.export.view.Load()
+		if v.over {
+			return // which says less than that there were no such source
+		}
 		t, d := c.telling(v)
 		if d.Allowed != wasAllowed {
 			wasAllowed = d.Allowed

@@ -295,7 +295,8 @@ func TestExportIsTriedAgain(t *testing.T) {
 			return nil, errOnFire
 		}
 		h.count(1)
-		return h.dialer, nil
+		d := h.dialer
+		return &d, nil
 	}
 	h.run()
 	told := h.watch("db", "web")

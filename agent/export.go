@@ -41,6 +41,7 @@ type exported struct {
 	env    policy.Env
 	proxy  bool
 	dial   dialer // nil while it is down
+	over   bool   // the agent ends; nothing more is known
 	newer  chan struct{}
 }
 
@@ -315,11 +316,11 @@ func (a *Agent) dialerTo(ctr docker.Container) (dialer, *source, error) {
 	return d, src, nil
 }
 
-// closeExport lets go of what e leads to. Whoever still looks at it sees it
-// down.
+// closeExport lets go of what e leads to. Whoever still looks at it sees that
+// it is over.
 func (a *Agent) closeExport(e *export) {
 	was := e.view.Load()
-	a.exports.store(e, &exported{res: resolution{down: "the ambassador of its host is stopping"}})
+	a.exports.store(e, &exported{over: true})
 	e.source = nil
 	if was != nil && was.dial != nil {
 		was.dial.Close()

@@ -54,12 +54,18 @@ func (n *news) wait() <-chan struct{} {
 const askAgain = time.Second
 
 // ask is Hosts.Ask, and goes on for as long as patience has it while there is
-// no session: one has to be made before anything can be asked.
+// no session: one has to be made before anything can be asked. Without
+// patience it takes as long as Hosts holds what is asked.
 func (a *Agent) ask(ctx context.Context, host string, r tunnel.Request, patience time.Duration) (*tunnel.Stream, error) {
-	late := time.After(patience)
+	asking, late := ctx, time.After(patience)
+	if patience > 0 {
+		var done context.CancelFunc
+		asking, done = context.WithTimeout(ctx, patience)
+		defer done()
+	}
 	for {
 		changed := a.hostNews.wait()
-		st, err := a.Hosts.Ask(ctx, host, r)
+		st, err := a.Hosts.Ask(asking, host, r)
 		if err == nil || ctx.Err() != nil {
 			return st, err
 		}

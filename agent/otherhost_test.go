@@ -127,7 +127,7 @@ type localDialer struct {
 	closed   func()
 }
 
-func (d localDialer) Dial(ctx context.Context, _ uint16) (*net.TCPConn, error) {
+func (d *localDialer) Dial(ctx context.Context, _ uint16) (*net.TCPConn, error) {
 	if d.err != nil {
 		return nil, d.err
 	}
@@ -138,11 +138,11 @@ func (d localDialer) Dial(ctx context.Context, _ uint16) (*net.TCPConn, error) {
 	return c.(*net.TCPConn), nil
 }
 
-func (d localDialer) DialPackets(context.Context, uint16) (*net.UDPConn, error) {
+func (d *localDialer) DialPackets(context.Context, uint16) (*net.UDPConn, error) {
 	return net.DialUDP("udp4", nil, net.UDPAddrFromAddrPort(d.udp))
 }
 
-func (d localDialer) Close() error { d.closed(); return nil }
+func (d *localDialer) Close() error { d.closed(); return nil }
 
 // record is a log that may be read while it is written.
 type record struct {
@@ -193,7 +193,8 @@ func newSourceHost(t *testing.T) *sourceHost {
 	h.dialer.closed = func() { h.count(-1) }
 	h.agent.dialTo = func(docker.Container) (dialer, error) {
 		h.count(1)
-		return h.dialer, nil
+		d := h.dialer
+		return &d, nil
 	}
 	return h
 }

@@ -33,7 +33,7 @@ func TestTellingErrors(t *testing.T) {
 		}
 	}
 	long := telling{Name: "db", Env: []string{"A=" + strings.Repeat("x", maxTelling)}}
-	if _, err := long.append(nil); err == nil || err.Error() != `telling about source "db": 4194347 bytes are too many` {
+	if _, err := long.append(nil); err == nil || err.Error() != `telling about source "db": 4194341 bytes are too many` {
 		t.Errorf("error %v", err)
 	}
 }

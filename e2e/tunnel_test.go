@@ -88,7 +88,7 @@ func TestLinkBetweenHosts(t *testing.T) {
 		}
 	})
 
-	t.Run("no trace of another port", func(t *testing.T) {
+	t.Run("nothing but its ports", func(t *testing.T) {
 		if _, err := a.ask("web", "webdb", 5433); err == nil {
 			t.Error("a port that is not exposed answers")
 		}
@@ -208,6 +208,42 @@ func TestHostsComeAndGo(t *testing.T) {
 	})
 }
 
+// TestHeldConnections has a host go while clients come: with --hold they wait
+// for it.
+func TestHeldConnections(t *testing.T) {
+	a, b := twoHosts(t)
+	b.echo(t, "db", []string{"--label", allowed}, 5432)
+	a.start(t, "web", "--link", "db@hostb:webdb", a.busybox, "sleep", "1000")
+	a.answers(t, "web", "webdb", 5432, "db")
+	a.agent.stop(t)
+	a.serve = append(a.serve, "--hold", "20s")
+	a.startAgent(t)
+	a.answers(t, "web", "webdb", 5432, "db")
+
+	b.agent.kill()
+	enginetest.Poll(t, soon, func() error {
+		if l := a.link(t, "web"); l.State != control.StateDown || !strings.Contains(l.Reason, `host "hostb" cannot be reached`) {
+			return fmt.Errorf("the link is %s: %s", l.State, l.Reason)
+		}
+		return nil
+	})
+	answer := make(chan string, 1)
+	go func() {
+		out, err := a.Docker("exec", "web", "nc", "-w", "15", "webdb", "5432")
+		answer <- fmt.Sprint(out, err)
+	}()
+	enginetest.Poll(t, soon, func() error {
+		if open := a.link(t, "web").Open; open != 1 {
+			return fmt.Errorf("%d connections wait", open)
+		}
+		return nil
+	})
+	b.startAgent(t)
+	if got := <-answer; got != "db<nil>" {
+		t.Errorf("a client that had to wait got %q", got)
+	}
+}
+
 // TestDatagramsBetweenHosts resolves names over a link to a server on another
 // host, by UDP and by TCP.
 func TestDatagramsBetweenHosts(t *testing.T) {
@@ -237,6 +273,36 @@ func writeFile(t *testing.T, name, text string) {
 	}
 	if err := os.Rename(name+".new", name); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestNoIdentity asks for another host where nobody has said who this one is.
+func TestNoIdentity(t *testing.T) {
+	h := newHostOn(t, suite.Engine(t), "--identity", filepath.Join(t.TempDir(), "none"))
+	before, err := h.State()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := h.try(t, "--name", "web", "--link", "db@hostb:webdb", h.busybox, "true")
+	want := "linkrun: host \"hostb\" cannot be reached: this host has no identity, by which others would know it\n" +
+		"linkrun: hint: make one with `ambassador ca init`, or with `ambassador token` there and `ambassador join` here\n"
+	if r.code != 125 || r.out != "" || r.err != want {
+		t.Errorf("exit status %d, printed\n%s%s", r.code, r.out, r.err)
+	}
+	if after, err := h.State(); err != nil || after != before {
+		t.Errorf("the refusal left something behind (%v):\n%s", err, after)
+	}
+	// A container that asks by its label runs, with its link down.
+	h.source(t, "web", "--label", "ambassador.link.webdb=db@hostb", h.busybox, "sleep", "1000")
+	enginetest.Poll(t, soon, func() error {
+		l := h.links(t)
+		if len(l) != 1 || l[0].State != control.StateDown || !strings.Contains(l[0].Reason, "has no identity") {
+			return fmt.Errorf("links: %+v", l)
+		}
+		return nil
+	})
+	if out, err := h.Docker("exec", "web", "nc", "-w", "2", "127.77.0.2", "5432"); err == nil || !strings.Contains(err.Error(), "refused") {
+		t.Errorf("connecting printed %q, %v", out, err)
 	}
 }
 

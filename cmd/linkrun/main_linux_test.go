@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -220,7 +221,8 @@ func fakeSystemctl() {
 	}
 }
 
-// fakeAgent is what serves in tests. It can only tell who it is.
+// fakeAgent is what serves in tests. It can only tell who it is, and what
+// there is on hostb.
 type fakeAgent struct {
 	control.Handler
 	engineID, host string
@@ -228,4 +230,24 @@ type fakeAgent struct {
 
 func (a fakeAgent) Status() control.Status {
 	return control.Status{EngineID: a.engineID, Engine: a.host}
+}
+
+func (a fakeAgent) Source(_ context.Context, host, source, recipient string) (control.Source, error) {
+	refused := &control.RefusedError{Status: http.StatusNotFound,
+		Message: fmt.Sprintf("host %q has no source %q that %q may be linked to", host, source, recipient), Hint: "there is a hint"}
+	if host != "hostb" {
+		refused.Message = fmt.Sprintf("host %q cannot be reached", host)
+		return control.Source{}, refused
+	}
+	s := control.Source{Name: "db", Hostname: "dbhost", Env: []string{"PATH=/bin", "PASSWORD=far"}, Ports: []string{"5432/tcp", "53/udp"}}
+	switch source {
+	case "db", "sidecar":
+	case "stopped":
+		s.Name, s.Down = "stopped", "it is not running"
+	case "odd":
+		s.Ports = []string{"x"}
+	default:
+		return control.Source{}, refused
+	}
+	return s, nil
 }
