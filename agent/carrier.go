@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 
 	"github.com/linkrun/linkrun/link"
+	"github.com/linkrun/linkrun/netns"
 	"github.com/linkrun/linkrun/relay"
 )
 
@@ -123,16 +124,27 @@ func (a *Agent) connect(r *recipient, c *carrier, now *view) error {
 	if err != nil {
 		return err
 	}
-	c.source = src
-	return errors.Join(c.to.swap(dial), r.ports.Set(c.link.Addr, carried(now.res.source.Ports), &c.relay))
+	return errors.Join(c.lead(src, dial), r.ports.Set(c.link.Addr, carried(now.res.source.Ports), &c.relay))
 }
 
 // refuse withdraws every port of c, so that clients get a real refusal, and
 // lets its source go: sockets made ahead of need pin the source's namespace.
 func (r *recipient) refuse(c *carrier) error {
 	err := r.ports.Set(c.link.Addr, nil, &c.relay)
-	c.source = nil
-	return errors.Join(err, c.to.swap(nil))
+	return errors.Join(err, c.lead(nil, nil))
+}
+
+// lead has what is accepted from now on connected by dial, in the namespace of
+// src. Nobody waits for a source that went: Docker takes a stopping container's
+// address away first, and then nothing in there can even refuse.
+func (c *carrier) lead(src *source, dial *netns.Source) error {
+	was := c.source
+	c.source = src
+	err := c.to.swap(dial)
+	if was != nil && was != src {
+		c.relay.GiveUp()
+	}
+	return err
 }
 
 // carried leaves out the ports no link carries.

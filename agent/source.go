@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -94,19 +95,35 @@ func openNamespace(ctr docker.Container) (*netns.Namespace, error) {
 	if err != nil {
 		return nil, fmt.Errorf("finding the network of container %q: %w", ctr.Name, err)
 	}
+	if err := checkProcess(ctr, ns); err != nil {
+		ns.Close()
+		return nil, fmt.Errorf("finding the network of container %q: %w", ctr.Name, err)
+	}
+	return ns, nil
+}
+
+// checkProcess makes sure that ns, which was found by the number of ctr's
+// process, is ctr's. The number is another process's by now if the container
+// has stopped, and from the start if the engine is on another host: a link
+// would be made in a stranger's namespace, or in the host's, open to everyone.
+func checkProcess(ctr docker.Container, ns *netns.Namespace) error {
+	// Engines name a container's control group after its id.
+	group, err := os.ReadFile("/proc/" + strconv.Itoa(ctr.PID) + "/cgroup")
+	if err != nil {
+		return err
+	}
+	if !bytes.Contains(group, []byte(ctr.ID)) {
+		return fmt.Errorf("process %d is not the container's; the engine has to be on this host", ctr.PID)
+	}
 	host, err := netns.Open("/proc/self/ns/net")
 	if err != nil {
-		ns.Close()
-		return nil, err
+		return err
 	}
 	defer host.Close()
 	if same(ns, host) {
-		// The number is another process's by now. To serve a link in the
-		// host's own namespace would open it to everyone on the host.
-		ns.Close()
-		return nil, fmt.Errorf("finding the network of container %q: process %d is not in it: %w", ctr.Name, ctr.PID, fs.ErrNotExist)
+		return fmt.Errorf("process %d is on the host's network", ctr.PID)
 	}
-	return ns, nil
+	return nil
 }
 
 func same(a, b *netns.Namespace) bool {

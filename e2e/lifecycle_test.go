@@ -85,6 +85,35 @@ func (h *host) refused(container, address string, port int) error {
 	return nil
 }
 
+// TestSourceLosesItsAddress stops a source in the state Docker leaves one in
+// for a moment: it still runs, its address is gone, and a connect gets no
+// answer. Whoever waits has to be told when the source is down, not later.
+func TestSourceLosesItsAddress(t *testing.T) {
+	h := newHost(t)
+	h.echo(t, "db", nil, 5432)
+	h.start(t, "web", "--link", "db", h.busybox, "sleep", "1000")
+	h.answers(t, "web", "db", 5432, "db")
+	pid := h.docker(t, "inspect", "-f", "{{.State.Pid}}", "db")
+	if out, err := h.Command(t.Context(), "nsenter", "--net=/proc/"+pid+"/ns/net", "ip", "address", "flush", "dev", "eth0").CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	client := h.Command(t.Context(), "docker", "exec", "web", "nc", "db", "5432")
+	if err := client.Start(); err != nil {
+		t.Fatal(err)
+	}
+	enginetest.Poll(t, soon, func() error {
+		if l := h.links(t); len(l) != 1 || l[0].Open != 1 {
+			return fmt.Errorf("no connection is open: %+v", l)
+		}
+		return nil
+	})
+	h.docker(t, "kill", "db")
+	client.Wait() // its status depends on how far it got
+	if l := h.links(t); len(l) != 1 || l[0].Open != 0 || l[0].Failures["unreachable"] != 1 || l[0].Failures["connect timeout"] != 0 {
+		t.Errorf("links: %+v", l)
+	}
+}
+
 // TestRecipientRestarts restarts a recipient, and looks whether it has its
 // links and what they say now.
 func TestRecipientRestarts(t *testing.T) {

@@ -109,6 +109,40 @@ func TestConnectTimeout(t *testing.T) {
 	}
 }
 
+func TestGiveUp(t *testing.T) {
+	source, _ := silentSource(t)
+	b := newBed(t, &Engine{}, &Link{
+		Source:         &testSource{to: source.Addr().(*net.TCPAddr).AddrPort()},
+		ConnectTimeout: -1,
+	})
+	recipient := b.connect()
+	eventually(t, "connection", func() bool { return b.link.Stats().Open == 1 })
+	if n := b.link.GiveUp(); n != 1 {
+		t.Errorf("gave %d connections up, want 1", n)
+	}
+	expectReset(t, recipient)
+	b.over()
+	if f := b.link.Stats().Failures; f != (Failures{Unreachable: 1}) {
+		t.Errorf("failures %+v, want one unreachable", f)
+	}
+}
+
+// What the source has answered goes on.
+func TestGiveUpLeavesOthers(t *testing.T) {
+	b := newBed(t, &Engine{}, &Link{})
+	recipient, source := b.dial()
+	if n := b.link.GiveUp(); n != 0 {
+		t.Errorf("gave %d connections up, want none", n)
+	}
+	if err := send(source, []byte("x"), true); err != nil {
+		t.Fatal(err)
+	}
+	expect(t, recipient, []byte("x"))
+	expectEOF(t, recipient)
+	recipient.Close()
+	b.over()
+}
+
 // A recipient that goes before the source has answered takes the connect with
 // it. One that has only sent all it has to send is waiting.
 func TestBeforeTheSourceAnswers(t *testing.T) {

@@ -251,6 +251,26 @@ func (l *Link) Cut() int {
 	}
 }
 
+// GiveUp resets the connections of l which the source has not answered yet, and
+// returns how many there were. It is for a source that went away: a server that
+// is gone refuses, but a network that is gone is silent until ConnectTimeout.
+// Otherwise it is as Cut.
+func (l *Link) GiveUp() (n int) {
+	e := l.live.engine.Load()
+	if e == nil {
+		return 0
+	}
+	e.everyWorker(func(w *worker) {
+		w.slab.each(func(c *conn) {
+			if c.link == l && c.state == connecting {
+				w.abort(c, unreachable)
+				n++
+			}
+		})
+	})
+	return n
+}
+
 // EngineStats is a moment of an engine's life.
 type EngineStats struct {
 	Open      int64  // connections and flows now
