@@ -131,6 +131,10 @@ func TestGiveUp(t *testing.T) {
 func TestGiveUpLeavesOthers(t *testing.T) {
 	b := newBed(t, &Engine{}, &Link{})
 	recipient, source := b.dial()
+	eventually(t, "the answer to be noticed", func() bool {
+		conns := b.link.Conns()
+		return len(conns) == 1 && conns[0].Established
+	})
 	if n := b.link.GiveUp(); n != 0 {
 		t.Errorf("gave %d connections up, want none", n)
 	}

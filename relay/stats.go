@@ -251,8 +251,8 @@ func (l *Link) Cut() int {
 	}
 }
 
-// GiveUp resets the connections of l which the source has not answered yet, and
-// returns how many there were. It is for a source that went away: a server that
+// GiveUp resets the connections of l which are not known to have been answered
+// by the source yet, and returns how many there were. It is for a source that went away: a server that
 // is gone refuses, but a network that is gone is silent until ConnectTimeout.
 // Otherwise it is as Cut.
 func (l *Link) GiveUp() (n int) {
