@@ -2,7 +2,9 @@ package identity
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"crypto/tls"
+	"io"
 	"net"
 	"path/filepath"
 	"strings"
@@ -298,20 +300,62 @@ func FuzzParseToken(f *testing.F) {
 	})
 }
 
+// Whatever an authority, or a host that joins or renews, sends: it is an error
+// of one line, or what it has to be.
 func FuzzReceive(f *testing.F) {
-	var b bytes.Buffer
-	send(&b, joinRequest{Token: "0102030405060708", Proof: []byte{1}, CSR: []byte{2}})
-	f.Add(b.Bytes())
+	a := authority(f)
+	key := ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)) // the same in all processes
+	issued, err := a.Issue("hosta", key.Public())
+	if err != nil {
+		f.Fatal(err)
+	}
+	_, csr, err := newRequest()
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, message := range []any{
+		joinRequest{Token: "0102030405060708", Proof: []byte{1}, CSR: csr},
+		joinRequest{CSR: csr},
+		joinAnswer{Issued: issued},
+		joinAnswer{Issued: Issued{Chain: issued.Chain, Roots: issued.Chain}},
+		joinAnswer{Issued: Issued{Chain: issued.Roots, Roots: issued.Roots}},
+		joinAnswer{Error: "no\nand no"},
+	} {
+		var b bytes.Buffer
+		send(&b, message)
+		f.Add(b.Bytes())
+	}
 	f.Add([]byte("\x00\x00\x00\x02{}"))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		var r joinRequest
-		if err := receive(bytes.NewReader(in), &r); err == nil {
-			keyOf(r.CSR)
+		line := func(err error) {
+			if err != nil && strings.ContainsAny(err.Error(), "\r\n") {
+				t.Fatalf("an error of several lines: %q", err)
+			}
 		}
-		var a joinAnswer
-		if err := receive(bytes.NewReader(in), &a); err == nil {
-			key, _ := newKey()
-			newCredential(a.Chain, a.Roots, key)
+		var r joinRequest
+		err := receive(bytes.NewReader(in), &r)
+		line(err)
+		if err == nil {
+			_, err = keyOf(r.CSR)
+			line(err)
+			_, err = a.redeem(r.Token, func(Token) []byte { return []byte("proof") }, r.Proof, "fuzz")
+			line(err)
+			if err == nil {
+				t.Fatal("a token that was never made is good")
+			}
+		}
+		issued, err := exchange(struct {
+			io.Reader
+			io.Writer
+		}{bytes.NewReader(in), io.Discard}, joinRequest{})
+		line(err)
+		if err != nil {
+			return
+		}
+		c, err := newCredential(issued.Chain, issued.Roots, key)
+		line(err)
+		if err == nil && (c.ID.Validate() != nil || c.Trusts() == 0) {
+			t.Fatalf("a credential of %q that trusts %d roots", c.ID, c.Trusts())
 		}
 	})
 }
