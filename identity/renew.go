@@ -44,8 +44,12 @@ func (s *Store) KeepFresh(ctx context.Context, renew func(context.Context, *Cred
 }
 
 // retryAfter leaves room for many more attempts, not all hosts' at a time.
+// Once it is too late there is no hurry.
 func retryAfter(left time.Duration) time.Duration {
 	d := min(max(left/30, 500*time.Millisecond), 10*time.Minute)
+	if left <= 0 {
+		d = 10 * time.Second
+	}
 	return d/2 + rand.N(d/2+1)
 }
 

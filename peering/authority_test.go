@@ -242,7 +242,7 @@ func TestRenewalFails(t *testing.T) {
 	ln.Close()
 	expired.AuthorityAt = "hostc"
 	expired.run(t)
-	expired.log.first(t, "level=ERROR", `msg="the certificate has expired and cannot be renewed; trying again"`,
+	expired.log.have(t, "level=ERROR", `msg="the certificate has expired and cannot be renewed; trying again"`,
 		"the certificate of spiffe://example.org/host/hostd was valid until ", "it takes a new token to join again")
 }
 

@@ -16,6 +16,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/internal/places"
 	"github.com/linkrun/linkrun/tunnel"
@@ -98,29 +100,29 @@ var (
 // is closed and no goroutine is left. The error is nil, or why a listener
 // takes no connections any more.
 func (h *Hosts) Run(ctx context.Context, listeners ...net.Listener) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	var parts sync.WaitGroup
-	defer parts.Wait()
-
+	parts, ctx := errgroup.WithContext(ctx)
 	h.start(ctx)
 	defer h.end()
-	defer cancel(nil)
-
 	for _, ln := range listeners {
-		parts.Go(func() {
+		parts.Go(func() error {
 			if err := h.listener().Serve(ctx, ln); err != nil {
-				cancel(fmt.Errorf("listening at %v: %w", ln.Addr(), err))
+				return fmt.Errorf("listening at %v: %w", ln.Addr(), err)
 			}
+			return nil
 		})
 	}
-	parts.Go(func() { h.Store.Follow(ctx, cmp.Or(h.followEvery, followEvery), h.log()) })
-	parts.Go(func() { h.keepFresh(ctx) })
-	h.look(ctx)
-	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
-		return err
+	for _, part := range []func(context.Context){h.follow, h.keepFresh, h.look} {
+		parts.Go(func() error {
+			part(ctx)
+			return nil
+		})
 	}
-	return nil
+	return parts.Wait() // which ends ctx
+}
+
+// follow looks after the files of the Store.
+func (h *Hosts) follow(ctx context.Context) {
+	h.Store.Follow(ctx, cmp.Or(h.followEvery, followEvery), h.log())
 }
 
 // followEvery is how often files that others write are looked at.
