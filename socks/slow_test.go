@@ -48,6 +48,9 @@ func TestSlowClientsCostNothing(t *testing.T) {
 		}
 	}
 	poll(t, func() error {
+		if n := b.handled.Load(); n < slow {
+			return fmt.Errorf("%d connections were accepted", n)
+		}
 		b.Server.mu.Lock()
 		defer b.Server.mu.Unlock()
 		if b.underWay.Len() != limit || b.givenUp > 0 {

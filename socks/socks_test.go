@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -27,6 +28,8 @@ type bed struct {
 	*Server
 	ln  *net.TCPListener
 	log syncBuffer
+
+	handled atomic.Int64 // connections
 
 	mu    sync.Mutex
 	asked []string
@@ -63,6 +66,7 @@ func newBed(t *testing.T, s *Server) *bed {
 				return
 			}
 			s.Handle(descriptor(t, c), nil)
+			b.handled.Add(1)
 		}
 	}()
 	t.Cleanup(func() {
