@@ -22,6 +22,7 @@ declare -A packages=(
 	[nginx]='nginx'
 	[dns]='dnsmasq-base knot-dnsutils'
 	[iperf3]='iperf3'
+	[socks]='curl proxychains4 postgresql-client-15'
 )
 
 # One function per image: what it takes of its packages, and what it notes for
@@ -70,6 +71,13 @@ fill_dns() {
 fill_iperf3() {
 	take usr/bin/iperf3
 	note 'EXPOSE 5201/tcp 5201/udp' 'USER nobody' 'CMD ["iperf3", "--server"]'
+}
+
+# What speaks SOCKS5, and psql, which does not: proxychains4 gets in between.
+fill_socks() {
+	take usr/bin/{curl,proxychains4} usr/lib/*/libproxychains.so.4 usr/lib/postgresql/*/bin/psql
+	ln -sr "$root"/usr/lib/postgresql/*/bin/psql "$root"/usr/bin
+	note 'CMD ["sh"]'
 }
 
 main() {
