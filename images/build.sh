@@ -186,11 +186,13 @@ note() { notes+=("$@"); }
 # libraries copies every shared library the programs in $root load. The
 # packages' own loader is asked, so neither chroot nor root is needed.
 libraries() {
-	local loader path file name at
+	local loader path file name at status
 	loader=$(compgen -G "$unpacked/usr/lib/*/ld-linux*.so.*") || return 0 # busybox alone
 	path=$(dirname "$loader")
 	find "$root/usr" -type f \( -perm -u+x -o -name '*.so*' \) | while read -r file; do
-		"$loader" --verify "$file" 2>/dev/null || continue # a script, or linked statically
+		status=0
+		"$loader" --verify "$file" 2>/dev/null || status=$?
+		((status != 1)) || continue # a script, or linked statically; 2 is a library
 		"$loader" --inhibit-cache --library-path "$path" --list "$file"
 	done | awk '$2 == "=>" { print $1, $3 }' | sort -u | while read -r name at; do
 		# The loader falls back to the host's folders: what it finds there is missing here.
