@@ -127,7 +127,7 @@ func (c call) connect() {
 	}
 	defer admission.End()
 	switch {
-	case !exposes(v.res.source.Ports, port):
+	case !exposes(v.res.source.Ports, port) && !(proto == link.TCP && v.more.Contain(port.Number)):
 		in.Refuse(tunnel.NoPort, fmt.Sprintf("source %q does not expose %v", in.Source, port))
 	case v.dial == nil:
 		in.Refuse(tunnel.Down, v.down())

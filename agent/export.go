@@ -40,8 +40,9 @@ type exported struct {
 	rules  policy.Rules
 	env    policy.Env
 	proxy  bool
-	dial   dialer // nil while it is down
-	over   bool   // the agent ends; nothing more is known
+	more   link.Ports // that are reached by SOCKS only
+	dial   dialer     // nil while it is down
+	over   bool       // the agent ends; nothing more is known
 	newer  chan struct{}
 }
 
@@ -279,7 +280,7 @@ func (a *Agent) readLabels(ctx context.Context, v *exported) error {
 		return fmt.Errorf("looking which labels are its image's: %w", err)
 	}
 	own := func(key string) string { return link.Own(key, src.Labels, img.Labels) }
-	var wrong [3]error
+	var wrong [4]error
 	v.rules, wrong[0] = policy.ParseLabel(src.Name, own(policy.Label))
 	v.env, wrong[1] = policy.ParseEnv(src.Name, own(policy.EnvLabel))
 	switch proxy := own(LabelProxy); proxy {
@@ -288,6 +289,11 @@ func (a *Agent) readLabels(ctx context.Context, v *exported) error {
 	case "":
 	default:
 		wrong[2] = fmt.Errorf("parsing label %q of %q: %q is not v2", LabelProxy, src.Name, proxy)
+	}
+	if ports := own(link.LabelSocksPorts); ports != "" {
+		if v.more, wrong[3] = link.ParseSocksPorts(ports); wrong[3] != nil {
+			wrong[3] = fmt.Errorf("parsing label %q of %q: %w", link.LabelSocksPorts, src.Name, wrong[3])
+		}
 	}
 	if err := errors.Join(wrong[:]...); err != nil {
 		v.rules, v.env = nil, nil

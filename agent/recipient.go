@@ -28,7 +28,8 @@ type recipient struct {
 	ports  *portmap.Map[*relay.Link]                // nil when wrong
 	routes atomic.Pointer[portmap.Map[*relay.Link]] // the same, for the relay's threads
 	socks  *socksAddress                            // nil when there is none
-	gate   *openGate                                // nil until every link was pointed once
+	guests guests
+	gate   *openGate // nil until every link was pointed once
 }
 
 // mistake is why a container that asks for links gets none, and what to do.
@@ -126,6 +127,7 @@ func (r *recipient) close() error {
 	if r.socks != nil {
 		errs = append(errs, r.socks.server.Close())
 	}
+	r.showOut()
 	for _, c := range r.links {
 		c.relay.Cut()
 		if c.remote != nil {

@@ -100,12 +100,18 @@ func (r *remote) carry(t *relay.Taken) {
 		t.End(err)
 		return
 	}
+	r.pump(t, conn, st, answerTime)
+}
+
+// pump moves the bytes of a connection until it has ended. The other host has
+// answered if await is 0.
+func (r *remote) pump(t *relay.Taken, conn tunnel.Conn, st *tunnel.Stream, await time.Duration) {
 	pump := tunnel.Pump{
-		Conn: conn, Stream: st, Buffers: &r.a.buffers, AwaitAnswer: answerTime,
+		Conn: conn, Stream: st, Buffers: &r.a.buffers, AwaitAnswer: await,
 		ToStream: &t.ToSource, ToConn: &t.ToRecipient,
 	}
 	stop := context.AfterFunc(t.Context(), pump.Cut)
-	err = pump.Run()
+	err := pump.Run()
 	stop()
 	t.End(lost(err))
 }

@@ -6,8 +6,6 @@ import (
 	"strings"
 	"syscall"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
 	"github.com/linkrun/linkrun/relay"
@@ -49,21 +47,22 @@ func (a *Agent) way(ctx context.Context, r *recipient, host string, port uint16)
 	switch {
 	case v == nil:
 		return nil, fmt.Errorf("link %q: %w: its source has not been looked up yet", c.link.Alias, syscall.ECONNREFUSED)
-	case !v.reaches(port):
+	case c.remote == nil && !v.reaches(port): // other hosts decide about theirs
 		return nil, fmt.Errorf("link %q has no port %d: %w", c.link.Alias, port, socks.ErrNotAllowed)
-	case v.down() != "":
+	case v.down() != "" && !v.held:
 		return nil, fmt.Errorf("link %q: %w: %s", c.link.Alias, syscall.ECONNREFUSED, v.down())
 	}
-	conn, err := c.to.dial(ctx, port)
+	var way socks.Way
+	var err error
+	if c.remote != nil {
+		way, err = c.streamTo(ctx, port)
+	} else {
+		way, err = c.spliceTo(ctx, a, port)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("link %q: %w", c.link.Alias, err)
 	}
-	defer conn.Close()
-	fd, err := duplicate(conn)
-	if err != nil {
-		return nil, fmt.Errorf("link %q: %w", c.link.Alias, err)
-	}
-	return &spliced{a: a, to: c, source: fd}, nil
+	return way, nil
 }
 
 // byName finds the link that a client means: by a name that the recipient's
@@ -137,38 +136,4 @@ func (a *Agent) socksPorts(ctx context.Context, source docker.Container) (link.P
 			"label", link.LabelSocksPorts, "value", value, "err", err)
 	}
 	return ports, nil
-}
-
-// spliced is the way to a source on this host: the relay carries the connection
-// as one of the link's.
-type spliced struct {
-	a      *Agent
-	to     *carrier
-	source int
-}
-
-var _ socks.Way = (*spliced)(nil)
-
-func (w *spliced) Carry(client int) {
-	if err := w.a.relay.Pair(client, w.source, &w.to.relay); err != nil {
-		w.a.log.Warn("a connection by SOCKS is lost", "alias", w.to.link.Alias, "err", err)
-		unix.Close(client)
-		unix.Close(w.source)
-	}
-}
-
-func (w *spliced) Close() error { return unix.Close(w.source) }
-
-// duplicate returns a descriptor of c's own, for those who do without package
-// net. It stays when c is closed.
-func duplicate(c syscall.Conn) (fd int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, err
-	}
-	return fd, dupErr
 }

@@ -85,11 +85,7 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
-		refused := RefusedError{Status: res.StatusCode}
-		if json.NewDecoder(res.Body).Decode(&refused) != nil || refused.Message == "" {
-			refused.Message = fmt.Sprintf("the ambassador answered %q", res.Status)
-		}
-		return &refused
+		return readRefusal(res)
 	}
 	if out == nil {
 		return nil
@@ -98,4 +94,12 @@ func (c *Client) do(ctx context.Context, method, path string, in, out any) error
 		return fmt.Errorf("reading the ambassador's answer to %s: %w", path, err)
 	}
 	return nil
+}
+
+func readRefusal(res *http.Response) error {
+	refused := RefusedError{Status: res.StatusCode}
+	if json.NewDecoder(res.Body).Decode(&refused) != nil || refused.Message == "" {
+		refused.Message = fmt.Sprintf("the ambassador answered %q", res.Status)
+	}
+	return &refused
 }

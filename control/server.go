@@ -19,8 +19,8 @@ import (
 
 // Handler answers the requests. Its methods are called concurrently. One that
 // is also an ICCHandler answers for what passes between containers, too, a
-// PeersHandler for the sessions with other hosts, and a SourceHandler for
-// sources there.
+// PeersHandler for the sessions with other hosts, a SourceHandler for sources
+// there, and a ConnectHandler for whoever connects as a recipient does.
 type Handler interface {
 	Status() Status
 	Links() []Link
@@ -141,6 +141,9 @@ func dockerGroup() (int, bool) {
 func routes(h Handler) http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) { answer(w, http.StatusOK, h.Status()) })
+	if c, ok := h.(ConnectHandler); ok {
+		connectRoutes(mux, c)
+	}
 	if icc, ok := h.(ICCHandler); ok {
 		iccRoutes(mux, icc)
 	}

@@ -328,3 +328,7 @@ func (q *queries) has(t *testing.T, word string) {
 		return nil
 	})
 }
+
+func errorOf(r result) error {
+	return fmt.Errorf("exit status %d, got %q, said %q", r.code, r.out, r.err)
+}

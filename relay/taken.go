@@ -55,6 +55,39 @@ func (w *worker) takeOut(fd int32, local netip.AddrPort, l *Link) {
 	l.Take(t)
 }
 
+// Take makes a connection of l of fd, a connected stream socket, as if the
+// engine had accepted it and Link.Take had got it: for one that came from
+// elsewhere and is carried by others. If Take fails, fd stays the caller's.
+func (e *Engine) Take(fd int, l *Link) (*Taken, error) {
+	const doing = "taking a connection"
+	if !e.isRunning() {
+		return nil, fmt.Errorf(doing+": %w", ErrClosed)
+	}
+	if !l.use(e) {
+		return nil, fmt.Errorf(doing+": %w", errForeign)
+	}
+	if !l.admit() {
+		return nil, fmt.Errorf(doing+": %w", ErrLimit)
+	}
+	t := &Taken{FD: fd, engine: e, link: l}
+	t.Local, _ = localAddr(int32(fd))
+	t.Client, _ = remoteAddr(int32(fd))
+	t.ctx, t.cancel = context.WithCancelCause(context.Background())
+	e.workers[0].call(func(w *worker) { t.born = w.now })
+	e.taken.add(t)
+	if !e.isRunning() { // Close may have cut the others just before
+		t.End(nil)
+		return nil, fmt.Errorf(doing+": %w", ErrClosed)
+	}
+	return t, nil
+}
+
+func (e *Engine) isRunning() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.running
+}
+
 // Context is done when the connection has been cut, or was ended: whatever
 // serves it stops then, and resets it. A context.AfterFunc does that without
 // a goroutine.

@@ -3,6 +3,7 @@ package socks
 import (
 	"context"
 	"errors"
+	"os"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +34,8 @@ func replyTo(err error) reply {
 		return connectionRefused
 	case errors.Is(err, unix.ENETUNREACH):
 		return networkUnreachable
-	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ETIMEDOUT),
+		errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded):
 		return hostUnreachable
 	}
 	return generalFailure

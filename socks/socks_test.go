@@ -351,6 +351,7 @@ func TestReplies(t *testing.T) {
 		{unix.EHOSTUNREACH, 4},
 		{unix.ETIMEDOUT, 4},
 		{context.DeadlineExceeded, 4},
+		{os.ErrDeadlineExceeded, 4},
 		{os.NewSyscallError("connect", unix.ECONNREFUSED), 5},
 		{errors.New("refused, or network is unreachable"), 1}, // the library guesses by the text
 	} {

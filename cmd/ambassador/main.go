@@ -25,6 +25,7 @@ Commands:
   links     list the links, their state and what they carried
   icc       show and change what passes between containers besides links
   doctor    prove that nothing else passes
+  socks     reach a container's links from the host, by SOCKS5
 
 Links between hosts:
   ca        look after the authority that says which hosts belong together
@@ -72,6 +73,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		"links":  links,
 		"icc":    icc,
 		"doctor": runDoctor,
+		"socks":  runSocks,
 
 		"ca":    ca,
 		"token": token,
