@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/link"
 	"github.com/linkrun/linkrun/socks"
+	"github.com/linkrun/linkrun/tunnel"
 )
 
 // imageEngine is a fakeEngine that has images.
@@ -142,5 +144,26 @@ func TestSocksPorts(t *testing.T) {
 	ports, err := a.socksPorts(t.Context(), docker.Container{Name: "db", Image: "image", Labels: map[string]string{link.LabelSocksPorts: "all"}})
 	if !errors.Is(err, docker.ErrNotFound) || len(ports) > 0 {
 		t.Errorf("without its image: %v, %v", ports, err)
+	}
+}
+
+// What another host refuses for want of permission is not allowed here; the
+// rest is what it would be of a source on this one.
+func TestSocksRefusalsOfOtherHosts(t *testing.T) {
+	for status, want := range map[tunnel.Status]error{
+		tunnel.Denied:      socks.ErrNotAllowed,
+		tunnel.NoSource:    socks.ErrNotAllowed,
+		tunnel.NoPort:      socks.ErrNotAllowed,
+		tunnel.Down:        syscall.ECONNREFUSED,
+		tunnel.Refused:     syscall.ECONNREFUSED,
+		tunnel.Unreachable: syscall.EHOSTUNREACH,
+		tunnel.TimedOut:    os.ErrDeadlineExceeded,
+	} {
+		if err := refusalOf(&tunnel.Refusal{Status: status}); !errors.Is(err, want) || errors.Is(err, socks.ErrNotAllowed) != (want == socks.ErrNotAllowed) {
+			t.Errorf("%v is %v, want %v", status, err, want)
+		}
+	}
+	if err := refusalOf(tunnel.ErrLost); !errors.Is(err, syscall.EHOSTUNREACH) {
+		t.Errorf("a session that is lost is %v", err)
 	}
 }

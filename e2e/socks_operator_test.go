@@ -95,3 +95,55 @@ func (h *host) operator(t *testing.T, args ...string) (url string, stop func()) 
 		}
 	}
 }
+
+// TestSocksBetweenHosts reaches a source on another host, whose own host decides
+// about its ports.
+func TestSocksBetweenHosts(t *testing.T) {
+	enginetest.Require(t, enginetest.Programs("curl"))
+	a, b := twoHosts(t)
+	b.httpSource(t, "api", []string{"--label", "ambassador.allow=hosta/web", "--label", "ambassador.socks-ports=8001"}, 80, 8001, 9001)
+	b.httpSource(t, "narrow", []string{"--label", "ambassador.allow=hosta/web:80", "--label", "ambassador.socks-ports=all"}, 80, 8001)
+	a.start(t, "web", "--link-socks", "--link", "api@hostb:rest", "--link", "narrow@hostb:narrow", a.Image(t, "socks"), "sleep", "1000")
+	queries := recordQueries(t, a.processNetNS(t, "web"))
+	here := recordQueries(t, a.NetNS())
+
+	const proxy = "-xsocks5h://127.77.0.1:1080"
+	for _, name := range []string{"rest", "api", "127.77.0.3"} {
+		a.curlGets(t, "web", "api 80", proxy, "http://"+name+"/")
+	}
+	a.curlGets(t, "web", "narrow 80", proxy, "http://narrow/")
+	a.curlGets(t, "web", "api 8001", proxy, "http://rest:8001/") // that is its label's
+	a.refuses(t, "web", "rest", 8001)
+	for _, url := range []string{
+		"rest:9001", "rest:81", // neither exposed nor in its label
+		"narrow:8001", // its label would have it, what it allows does not
+		"hostb", "api.hostb", "api@hostb", "other", addrB, b.address(t, "api"),
+	} {
+		a.curlRefused(t, "web", notAllowed, proxy, "http://"+url+"/")
+	}
+	b.docker(t, "stop", "-t", "0", "api")
+	enginetest.Poll(t, soon, func() error {
+		if r := a.curl(t, "web", proxy, "http://rest/"); r.code != proxyRefused || !strings.Contains(r.err, connRefused) {
+			return errorOf(r)
+		}
+		return nil
+	})
+	b.docker(t, "start", "api")
+	a.curlGets(t, "web", "api 80", proxy, "http://rest/")
+	if asked := append(queries.list(), here.list()...); len(asked) > 0 {
+		t.Errorf("names were looked up: %q", asked)
+	}
+
+	// They are connections of the link, and an operator has them, too.
+	for _, l := range a.links(t) {
+		if l.Total == 0 || l.ToSource == 0 || l.ToRecipient == 0 || l.Open != 0 {
+			t.Errorf("link %q has carried %+v", l.Alias, l)
+		}
+	}
+	url, stop := a.operator(t, "--as", "web", "--listen", "127.0.0.1:0")
+	defer stop()
+	r := run(t, a.Command(t.Context(), "curl", "-sS", "--max-time", "20", "-x", url, "http://rest/"))
+	if r.out != "api 80\n" {
+		t.Error(errorOf(r))
+	}
+}

@@ -384,3 +384,38 @@ func TestPairedFlowRefused(t *testing.T) {
 		})
 	}
 }
+
+// A connection from elsewhere is taken like one that was accepted.
+func TestEngineTake(t *testing.T) {
+	b, _ := takerBed(t, &Engine{}, &Link{MaxConns: 1})
+	near, far := unixPair(t)
+	taken, err := b.engine.Take(near, b.link)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s := b.link.Stats(); s.Open != 1 || s.Total != 1 {
+		t.Errorf("stats while it is open: %+v", s)
+	}
+	if _, err := b.engine.Take(near, b.link); !errors.Is(err, ErrLimit) {
+		t.Errorf("above the limit: %v", err)
+	}
+	if n := b.link.Cut(); n != 1 {
+		t.Errorf("cut %d, want 1", n)
+	}
+	<-taken.Context().Done()
+	taken.Refuse(nil)
+	if _, err := far.Read(make([]byte, 1)); err == nil {
+		t.Error("the other end stays open")
+	}
+	if s := b.link.Stats(); s.Open != 0 || s.Failures != (Failures{Cut: 1, Limit: 1}) {
+		t.Errorf("stats after its end: %+v", s)
+	}
+	if err := b.engine.Close(); err != nil {
+		t.Fatal(err)
+	}
+	near, _ = unixPair(t)
+	defer unix.Close(near)
+	if _, err := b.engine.Take(near, b.link); !errors.Is(err, ErrClosed) {
+		t.Errorf("a closed engine: %v", err)
+	}
+}
