@@ -47,6 +47,51 @@ func TestEcho(t *testing.T) {
 	})
 }
 
+// The last bytes of a stream and its end, when both are there, go out in one
+// packet: that is what every server does to its connections that closes them.
+func TestEndGoesWithLastBytes(t *testing.T) {
+	for i, towards := range []string{"to the source", "to the recipient"} {
+		t.Run(towards, func(t *testing.T) {
+			b := newBed(t, &Engine{Workers: 1}, &Link{})
+			recipient, source := b.dial()
+			from, to := recipient, source
+			if i == 1 {
+				from, to = source, recipient
+			}
+			before := segmentsIn(t, to)
+			b.engine.workers[0].call(func(w *worker) { // it sees both at once
+				if err := send(from, []byte("goodbye"), true); err != nil {
+					t.Error(err)
+				}
+			})
+			expect(t, to, []byte("goodbye"))
+			expectEOF(t, to)
+			if n := segmentsIn(t, to) - before; n != 1 {
+				t.Errorf("the last bytes and the end came in %d packets", n)
+			}
+		})
+	}
+}
+
+// segmentsIn is how many packets have come in.
+func segmentsIn(t *testing.T, c *net.TCPConn) (n uint32) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) {
+		var info *unix.TCPInfo
+		if info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			n = info.Segs_in
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
 // A direction that is closed leaves the other open for as long as it talks.
 func TestHalfClose(t *testing.T) {
 	for _, size := range []int{0, 1, 300, 5 << 20} {

@@ -14,7 +14,13 @@ import (
 func TestNoSpin(t *testing.T) {
 	everyEngine(t, func(t *testing.T, e *Engine) {
 		b := newBed(t, e, &Link{IdleTimeout: time.Hour, MaxLifetime: time.Hour})
-		b.dial()
+		recipient, source := b.dial() // busy a moment ago: looked for without sleeping
+		for range 100 {
+			if err := send(recipient, []byte("ping"), false); err != nil {
+				t.Fatal(err)
+			}
+			expect(t, source, []byte("ping"))
+		}
 		for i := range 2 { // half-closed, each way
 			recipient, source := b.dial()
 			ends := [2]*net.TCPConn{recipient, source}
@@ -48,13 +54,27 @@ func TestNoSpin(t *testing.T) {
 			})
 			return unsettled == 0
 		})
-		before := e.Stats().Wakeups
+		before, cpu := e.Stats().Wakeups, cpuTime(t)
 		// To see that nothing happens takes a while in which it could.
-		time.Sleep(300 * time.Millisecond)
+		const while = 300 * time.Millisecond
+		time.Sleep(while)
+		if d := cpuTime(t) - cpu; d > while/3 {
+			t.Errorf("%v of processor time in %v with nothing to do", d, while)
+		}
 		if n := e.Stats().Wakeups - before; n > 20 {
 			t.Errorf("%d wake-ups with nothing to do", n)
 		}
 	})
+}
+
+// cpuTime is what this process has used so far.
+func cpuTime(t *testing.T) time.Duration {
+	t.Helper()
+	var u unix.Rusage
+	if err := unix.Getrusage(unix.RUSAGE_SELF, &u); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 // An accept that fails for want of descriptors is tried again after a pause,

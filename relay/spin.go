@@ -21,18 +21,11 @@ const (
 // do, and it is worth less: a tenth more requests, for a few percent.
 //
 // So a worker spins while its waits have been short lately, and never two at
-// the same time, nor where several share the load, unless for a ping-pong.
-// Traffic with longer pauses than these soon finds it asleep, and an engine
-// without any never wakes.
+// the same time. Traffic with longer pauses than these soon finds it asleep,
+// and an engine without any never wakes.
 func (w *worker) spin(since time.Duration) (n int, errno syscall.Errno) {
-	most := spinMost
-	if w.found != 1 {
-		most = spinMany
-		if w.found == 0 || w.engine.active.Load() > 1 {
-			return 0, 0
-		}
-	}
-	if w.usual > 2*spinMost || !w.engine.spinning.CompareAndSwap(false, true) {
+	most := w.spinFor()
+	if most == 0 || !w.engine.spinning.CompareAndSwap(false, true) {
 		return 0, 0
 	}
 	for n == 0 && errno == 0 && time.Since(w.start)-since < most {
@@ -40,6 +33,20 @@ func (w *worker) spin(since time.Duration) (n int, errno syscall.Errno) {
 	}
 	w.engine.spinning.Store(false)
 	return n, errno
+}
+
+// spinFor is how long it is worth looking for events now.
+func (w *worker) spinFor() time.Duration {
+	switch {
+	case w.usual > 2*spinMost:
+		return 0
+	case w.found == 1:
+		return spinMost
+	case w.found > 1 && w.engine.active.Load() == 1:
+		// Where several workers share the load, processors are scarce.
+		return spinMany
+	}
+	return 0
 }
 
 // waited takes in how many events a wait has brought, and how long it took. A
