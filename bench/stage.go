@@ -44,7 +44,7 @@ const (
 type stage struct {
 	tb         testing.TB
 	engine     *enginetest.Engine
-	dir        string // for files; goes with the engine
+	dir        string // for files; goes with the stage
 	fileLimit  int    // of descriptors in one process
 	load       string // the program of bench/load
 	ambassador string
@@ -71,12 +71,12 @@ func newStage(ctx context.Context, tb testing.TB, ambassador string) (*stage, er
 	if err != nil {
 		return nil, err
 	}
-	s := &stage{tb: tb, fileLimit: limit, ambassador: ambassador, sources: make(map[string]container)}
-	s.engine = enginetest.Start(tb, enginetest.Options{})
-	s.dir = filepath.Join(s.engine.Dir(), "bench")
-	if err := os.Mkdir(s.dir, 0o711); err != nil {
+	dir, err := os.MkdirTemp("", "linkrun-bench-")
+	if err != nil {
 		return nil, err
 	}
+	tb.Cleanup(func() { os.RemoveAll(dir) })
+	s := &stage{tb: tb, dir: dir, fileLimit: limit, ambassador: ambassador, sources: make(map[string]container)}
 	if err := s.build(ctx); err != nil {
 		return nil, err
 	}
@@ -84,6 +84,7 @@ func newStage(ctx context.Context, tb testing.TB, ambassador string) (*stage, er
 		return nil, err
 	}
 	s.services = s.plan()
+	s.engine = enginetest.Start(tb, enginetest.Options{})
 	for _, svc := range s.services {
 		if s.sources[svc.name], err = s.startSource(svc.name, svc); err != nil {
 			return nil, err

@@ -140,6 +140,7 @@ func newStream() (int, error) {
 			// Without, a server of the source could not bind a port that one of
 			// these connections happens to have, not even with SO_REUSEADDR.
 			option{"SO_REUSEADDR", unix.SOL_SOCKET, unix.SO_REUSEADDR, 1},
+			option{"TCP_NODELAY", unix.IPPROTO_TCP, unix.TCP_NODELAY, 1},
 		); err != nil {
 			return err
 		}
