@@ -40,8 +40,8 @@ func (a *Agent) Source(ctx context.Context, host, source, recipient string) (con
 	defer a.Hosts.Want(host)()
 	st, err := a.openWatch(ctx, host, source, recipient, firstPatience)
 	if err != nil {
-		if why := a.Hosts.State(host).Reason; why != "" && errors.Is(err, context.DeadlineExceeded) {
-			err = fmt.Errorf("host %q cannot be reached: %s", host, why)
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = a.away(host, err)
 		}
 		return refuse(http.StatusBadGateway, "does `ambassador serve --listen` run there, and is its address known here? See `ambassador peers`", "%v", err)
 	}

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -73,12 +74,18 @@ func (a *Agent) ask(ctx context.Context, host string, r tunnel.Request, patience
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-late:
-			if why := a.Hosts.State(host).Reason; why != "" {
-				return nil, fmt.Errorf("host %q cannot be reached: %s", host, why)
-			}
-			return nil, err
+			return nil, a.away(host, err)
 		case <-changed:
 		case <-time.After(askAgain):
 		}
 	}
+}
+
+// away says why there is nothing to be had from a host: as the sessions with
+// it have it, who know best, or else as err does.
+func (a *Agent) away(host string, err error) error {
+	if why := a.Hosts.State(host).Reason; why != "" {
+		err = errors.New(why)
+	}
+	return fmt.Errorf("host %q cannot be reached: %w", host, err)
 }

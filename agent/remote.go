@@ -218,10 +218,7 @@ func (w *watcher) follow(ctx context.Context, patience time.Duration) error {
 	for {
 		t, err := readTelling(st)
 		if err != nil {
-			if why := w.r.a.Hosts.State(w.r.link.Host).Reason; why != "" {
-				return fmt.Errorf("host %q cannot be reached: %s", w.r.link.Host, why)
-			}
-			return fmt.Errorf("host %q says nothing any more: %w", w.r.link.Host, err)
+			return w.r.a.away(w.r.link.Host, err)
 		}
 		w.tell(told{source: link.Source{Name: t.Name, Hostname: t.Hostname, Env: t.Env, Ports: t.ports()}, down: onHost(t.Reason, w.r.link.Host)})
 	}

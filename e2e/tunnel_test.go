@@ -279,6 +279,7 @@ func writeFile(t *testing.T, name, text string) {
 // TestNoIdentity asks for another host where nobody has said who this one is.
 func TestNoIdentity(t *testing.T) {
 	h := newHostOn(t, suite.Engine(t), "--identity", filepath.Join(t.TempDir(), "none"))
+	h.eventuallyLogs(t, "msg=ready") // nothing of the engine's changes any more
 	before, err := h.State()
 	if err != nil {
 		t.Fatal(err)
@@ -315,6 +316,7 @@ func TestPermissions(t *testing.T) {
 	b.echo(t, "closed", nil, 5432)
 	b.echo(t, "open", []string{"--label", "ambassador.allow=hosta/web:5432", "--label", "ambassador.allow.env=ports", "-e", "SECRET=x"}, 5432, 6543)
 	b.source(t, "held", append([]string{"--expose=7000", b.busybox}, "nc", "-ll", "-p", "7000", "-e", "cat")...)
+	a.eventuallyLogs(t, "msg=ready")
 	before, err := a.State()
 	if err != nil {
 		t.Fatal(err)

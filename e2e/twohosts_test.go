@@ -59,6 +59,17 @@ func cable(t *testing.T, a, b *enginetest.Engine) {
 	ip(b, "addr", "add", addrB+"/24", "dev", wire)
 	ip(a, "link", "set", wire, "up")
 	ip(b, "link", "set", wire, "up")
+	for _, e := range []*enginetest.Engine{a, b} {
+		// It takes the kernel up to a second to say so, and the state of the
+		// engine, which is to be the same at the end, has it.
+		enginetest.Poll(t, soon, func() error {
+			out, err := e.Command(t.Context(), "ip", "-brief", "link", "show", wire).Output()
+			if err == nil && !strings.Contains(string(out), " UP ") {
+				err = fmt.Errorf("the cable is not up: %s", out)
+			}
+			return err
+		})
+	}
 }
 
 // identityCommand runs one of the commands about this host's identity, with
