@@ -150,11 +150,11 @@ func exposes(ports []link.Port, port link.Port) bool {
 // carryTCP connects to the source and moves bytes until the connection has
 // ended, or ctx.
 func (c call) carryTCP(ctx context.Context, v *exported) {
-	dialing, done := context.WithTimeout(ctx, dialTime)
+	dialing, done := v.whileDialing(ctx)
 	conn, err := v.dial.Dial(dialing, c.in.Port)
 	done()
 	if err != nil {
-		c.refuse(ctx, err)
+		c.refuse(ctx, v, err)
 		return
 	}
 	pump := tunnel.Pump{Conn: conn, Stream: c.in.Stream, Buffers: &c.a.buffers}
@@ -165,6 +165,17 @@ func (c call) carryTCP(ctx context.Context, v *exported) {
 	defer context.AfterFunc(ctx, pump.Cut)()
 	if err := pump.Run(); err != nil {
 		c.a.log.Debug("connection of another host ended", "host", c.host, "recipient", c.in.Recipient, "source", c.in.Source, "err", err)
+	}
+}
+
+// whileDialing is ctx for as long as a connect may take: the source may be
+// slow, or gone meanwhile.
+func (v *exported) whileDialing(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithTimeout(ctx, dialTime)
+	stop := context.AfterFunc(v.gone, cancel)
+	return ctx, func() {
+		stop()
+		cancel()
 	}
 }
 
@@ -181,11 +192,11 @@ func (c call) begin(conn net.Conn, proxy bool) error {
 }
 
 func (c call) carryUDP(ctx context.Context, v *exported) {
-	dialing, done := context.WithTimeout(ctx, dialTime)
+	dialing, done := v.whileDialing(ctx)
 	conn, err := v.dial.DialPackets(dialing, c.in.Port)
 	done()
 	if err != nil {
-		c.refuse(ctx, err)
+		c.refuse(ctx, v, err)
 		return
 	}
 	flow := tunnel.Flow{Conn: conn, Stream: c.in.Stream, Buffers: &c.a.buffers, IdleTimeout: flowTime}
@@ -201,12 +212,15 @@ func (c call) carryUDP(ctx context.Context, v *exported) {
 
 // refuse says why there is no connection, in words that tell nothing about
 // this host's inside.
-func (c call) refuse(ctx context.Context, err error) {
+func (c call) refuse(ctx context.Context, v *exported, err error) {
 	if ctx.Err() != nil { // the permission was withdrawn, or nobody waits any more
 		c.in.Stream.Abort()
 		return
 	}
 	status := tunnel.StatusOf(err)
+	if v.gone.Err() != nil {
+		status = tunnel.Down
+	}
 	c.a.log.Debug("another host is refused", "host", c.host, "recipient", c.in.Recipient, "source", c.in.Source, "err", err)
 	c.in.Refuse(status, fmt.Sprintf("source %q, port %d", c.in.Source, c.in.Port))
 }

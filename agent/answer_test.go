@@ -142,6 +142,24 @@ func TestAnswerToWhatRefuses(t *testing.T) {
 	}
 }
 
+// A source that goes while it is connected to does not keep anybody waiting.
+func TestAnswerWhenTheSourceGoes(t *testing.T) {
+	h := newSourceHost(t)
+	h.dialer.hang = make(chan struct{}, 1)
+	h.engine.set(db())
+	h.run()
+	st, err := h.session().Ask(t.Context(), tunnel.Request{Kind: tunnel.TCP, Source: "db", Recipient: "web", Port: 5432})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.Abort()
+	<-h.dialer.hang
+	h.engine.set(db(func(c *docker.Container) { c.Running = false }))
+	if err := st.Answer(patience); err == nil || err.Error() != `source down: source "db", port 5432` {
+		t.Errorf("answer %v", err)
+	}
+}
+
 func policyFile(t *testing.T, text string) *policy.File {
 	t.Helper()
 	name := filepath.Join(t.TempDir(), "policy")

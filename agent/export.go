@@ -42,7 +42,9 @@ type exported struct {
 	proxy  bool
 	more   link.Ports // that are reached by SOCKS only
 	dial   dialer     // nil while it is down
-	over   bool       // the agent ends; nothing more is known
+	gone   context.Context
+	drop   context.CancelFunc // ends gone, when dial leads nowhere any more
+	over   bool               // the agent ends; nothing more is known
 	newer  chan struct{}
 }
 
@@ -224,11 +226,12 @@ func (a *Agent) pointExport(ctx context.Context, look *lookup, e *export) error 
 	was := e.view.Load()
 	if was != nil && was.dial != nil && now.res.down == "" && incarnation(was.res.source) == incarnation(now.res.source) &&
 		was.res.source.IPv4() == now.res.source.IPv4() {
-		now.dial = was.dial
+		now.dial, now.gone, now.drop = was.dial, was.gone, was.drop
 	} else {
 		e.source = nil
 		if now.res.down == "" {
 			now.dial, e.source, now.broken = a.dialerTo(now.res.source)
+			now.gone, now.drop = context.WithCancel(context.Background())
 		}
 		if errors.Is(now.broken, fs.ErrNotExist) {
 			// It stopped since the engine was asked; the event is on its way.
@@ -236,8 +239,8 @@ func (a *Agent) pointExport(ctx context.Context, look *lookup, e *export) error 
 		}
 	}
 	a.exports.store(e, now)
-	if was != nil && was.dial != nil && was.dial != now.dial {
-		was.dial.Close()
+	if was != nil && was.dial != now.dial {
+		was.close()
 	}
 	if was != nil && (was.name() != now.name() || !slices.Equal(was.rules, now.rules)) {
 		a.guard.Recheck()
@@ -328,7 +331,17 @@ func (a *Agent) closeExport(e *export) {
 	was := e.view.Load()
 	a.exports.store(e, &exported{over: true})
 	e.source = nil
-	if was != nil && was.dial != nil {
-		was.dial.Close()
+	if was != nil {
+		was.close()
+	}
+}
+
+// close lets go of what v leads to. Nobody waits for a source that went:
+// Docker takes a stopping container's address away first, and then nothing in
+// there can even refuse.
+func (v *exported) close() {
+	if v.dial != nil {
+		v.drop()
+		v.dial.Close()
 	}
 }

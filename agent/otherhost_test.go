@@ -124,12 +124,18 @@ func (e *liveEngine) set(c docker.Container) {
 type localDialer struct {
 	tcp, udp netip.AddrPort
 	err      error
+	hang     chan struct{} // if set, is told of each connect, which is never answered
 	closed   func()
 }
 
 func (d *localDialer) Dial(ctx context.Context, _ uint16) (*net.TCPConn, error) {
 	if d.err != nil {
 		return nil, d.err
+	}
+	if d.hang != nil {
+		d.hang <- struct{}{}
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	c, err := new(net.Dialer).DialContext(ctx, "tcp4", d.tcp.String())
 	if err != nil {
