@@ -146,7 +146,17 @@ func (w *wire) receiveStream(f frame) (seen frame, pass bool, over *Stream, err 
 		return f, pass, l.stream, nil
 	}
 	if l.resetSent {
-		return f, false, nil, nil
+		if !f.has(finFlag) || !l.finComing {
+			return f, false, nil, nil
+		}
+		// With both ends the peer had no stream any more when the reset came, and
+		// confirms nothing.
+		f = resetFrame(l.id)
+		if l.local && !l.acked {
+			f.flags |= ackFlag // as in receiveReset
+		}
+		w.remove(l)
+		return f, true, nil, nil
 	}
 	switch {
 	case l.finSeen && (f.has(finFlag) || f.kind == dataFrame && f.length > 0):

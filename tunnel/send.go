@@ -78,6 +78,7 @@ func (w *wire) send(f frame) (_ frame, pass bool, err error) {
 	if f.kind == dataFrame {
 		l.credit -= int64(f.length)
 	}
+	l.finComing = l.finComing || f.has(finFlag)
 	return f, true, nil
 }
 

@@ -262,6 +262,32 @@ func TestAClosedStreamDoesNotLinger(t *testing.T) {
 	until(t, "the streams to be forgotten", func() bool { return a.Stats().Open+b.Stats().Open == 0 })
 }
 
+// TestAnAbortMeetsAnEnd aborts a stream whose ends, one from each side, are on
+// their way: the peer has forgotten it before it hears of the abort, and so
+// never confirms that.
+func TestAnAbortMeetsAnEnd(t *testing.T) {
+	for name, abort := range map[string]func(x, y *Stream){
+		"by one side": func(x, y *Stream) { x.Abort() },
+		"by both":     func(x, y *Stream) { x.Abort(); y.Abort() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			n := &network{}
+			a, b := sessions(t, n.pair, Config{}, Config{})
+			for _, s := range [][2]*Session{{a, b}, {b, a}} {
+				x, y := streams(t, s[0], s[1])
+				n.setDown(true)
+				x.CloseWrite()
+				y.CloseWrite()
+				abort(x, y)
+				n.setDown(false)
+				until(t, "the stream to be forgotten", func() bool {
+					return a.Stats().Open+b.Stats().Open == 0 && a.mux.NumStreams()+b.mux.NumStreams() == 0
+				})
+			}
+		})
+	}
+}
+
 func TestDrainLetsStreamsEnd(t *testing.T) {
 	eachTransport(t, func(t *testing.T, pair func(testing.TB) (net.Conn, net.Conn)) {
 		a, b := sessions(t, pair, Config{}, Config{})

@@ -73,6 +73,7 @@ type ledger struct {
 	removed bool // no longer in wire.streams
 
 	finSent, finSeen     bool
+	finComing            bool // finSent is about to be set
 	resetSent, resetSeen bool
 	orphan               bool // this side has closed it altogether
 	kept                 bool // yamux keeps it after a reset, for what was not read
