@@ -15,12 +15,19 @@ import (
 )
 
 // Dial connects to a TCP port of the source, within the time that ctx has. The
-// caller closes the connection. The error is ECONNREFUSED where nobody
-// listens.
+// caller closes the connection; until it calls SetLinger(-1), that is a reset,
+// and so it is when the process is killed, at whatever moment that happens. The
+// error is ECONNREFUSED where nobody listens.
 func (s *Source) Dial(ctx context.Context, port uint16) (*net.TCPConn, error) {
 	fd, to, err := s.Socket(port)
 	if err != nil {
 		return nil, err
+	}
+	// Before there is a connection: the server may have accepted it long before
+	// this process runs again.
+	if err := unix.SetsockoptLinger(fd, unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1}); err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("setsockopt SO_LINGER", err)
 	}
 	c, err := connected(ctx, fd, to)
 	if err != nil {

@@ -243,7 +243,7 @@ const look = 100 * time.Millisecond
 // backOff is how long to wait after so many failures: short enough to be back
 // soon after the network, and never at the same moment as all others.
 func backOff(failures int) time.Duration {
-	d := min(50*time.Millisecond<<min(failures, 10), 800*time.Millisecond)
+	d := min(50*time.Millisecond<<min(failures, 10), 500*time.Millisecond)
 	return d/2 + rand.N(d/2)
 }
 

@@ -64,6 +64,7 @@ func (p *Pump) Run() error {
 		p.Conn.Close()
 		return err
 	}
+	resetIfKilled(p.Conn)
 	p.Stream.AfterReset(p.streamReset)
 	expiry := newExpiry(p.IdleTimeout, cmp.Or(p.CloseTimeout, defaultClose), &p.moved, &p.finished, p.Cut)
 	var up error
@@ -77,7 +78,7 @@ func (p *Pump) Run() error {
 	direction.Wait()
 	err = cmp.Or(expiry.stop(), first(up, down))
 	if err == nil {
-		p.Conn.Close()
+		p.end()
 		return p.Stream.Close()
 	}
 	p.Cut()
@@ -127,11 +128,27 @@ func (p *Pump) streamEnded() error {
 	return err
 }
 
-// resetConn has the peer of c see a reset.
-func resetConn(c net.Conn) {
+// resetIfKilled has the peer of c see a reset if this process ends without
+// closing c, or closes it without further ado. The kernel closes what a killed
+// process had open, and as a rule that looks like a proper end: the peer would
+// take for a whole what is not.
+func resetIfKilled(c net.Conn) {
 	if tcp, ok := c.(*net.TCPConn); ok {
 		tcp.SetLinger(0)
 	}
+}
+
+// end closes the socket, of which both directions have come to their end.
+func (p *Pump) end() {
+	if tcp, ok := p.Conn.(*net.TCPConn); ok {
+		tcp.SetLinger(-1) // what is on its way still arrives
+	}
+	p.Conn.Close()
+}
+
+// resetConn has the peer of c see a reset.
+func resetConn(c net.Conn) {
+	resetIfKilled(c)
 	c.Close()
 }
 
