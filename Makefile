@@ -6,7 +6,7 @@ PREFIX      = /usr/local
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 GOVULNCHECK = golang.org/x/vuln/cmd/govulncheck@v1.8.0
 
-.PHONY: build demo test lint bench image install clean
+.PHONY: build demo test soak lint bench image install clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
@@ -18,6 +18,13 @@ demo: build
 test:
 	-packaging/prerequisites.sh dockerd docker iptables ip nsenter umount cc setpriv systemd-analyze haproxy socat wrk stunnel4
 	$(GO) test -race -count=1 -timeout 15m $(TESTFLAGS) ./... # uncached: go does not see the programs that tests build
+
+# What `make test` does briefly: connections between two hosts for DURATION, a
+# thousand at a time; and everything that can befall two hosts, the network away for a minute included.
+DURATION = 4m
+soak:
+	LINKRUN_TEST_SOAK=$(DURATION) LINKRUN_TEST_PARTITION=60s $(GO) test -count=1 -timeout 0 -v \
+		-run 'TestPartitions|TestKilled|TestHeld|TestFaults|TestBlackHole|TestHalfOpen|TestSoak' $(TESTFLAGS) ./peering
 
 lint:
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
