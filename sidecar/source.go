@@ -287,6 +287,9 @@ func (s *Source) bind(_, address string, raw syscall.RawConn) error {
 	if err != nil {
 		return err
 	}
+	if to.Addr().IsLoopback() {
+		raw.Control(func(fd uintptr) { setReno(int(fd)) }) // fails for UDP, which has no such thing
+	}
 	from := s.From
 	if !from.IsValid() && to.Addr().Is4() && to.Addr().IsLoopback() {
 		from = DefaultFrom
