@@ -22,6 +22,7 @@ const (
 	tunnelName  = "ambassador over TLS"
 	stunnelName = "stunnel"
 	rawName     = "raw TLS"
+	plainName   = "plain forwarder"
 	wireName    = "TCP"
 	sidecarName = "sidecars on one host"
 )
@@ -39,6 +40,7 @@ const (
 	tunnelPort  = 7443
 	stunnelPort = 7444
 	rawPort     = 7445
+	plainPort   = 7446
 	// What leads to a port over the long line is this much higher.
 	farther = 1000
 )
@@ -263,6 +265,21 @@ func (f *field) raw() *tunnel {
 	t.open = func(ctx context.Context, t *tunnel) ([]*daemon, error) {
 		_, err := f.launch(ctx, "raw", f.source, t.at, f.stage.load, "secure-serve", t.at.String(), f.identities["hostb"])
 		return nil, err
+	}
+	return t
+}
+
+// plain is the plainest tunnel: what two hops more cost raw TLS.
+func (f *field) plain() *tunnel {
+	t := &tunnel{text: "two forwarders of a page of Go, a TLS connection for each connection: raw TLS with the hops that a tunnel has", at: loopbackAt(40), field: f}
+	t.open = func(ctx context.Context, t *tunnel) ([]*daemon, error) {
+		listens := netip.AddrPortFrom(netip.MustParseAddr(sourceEnd), plainPort)
+		source, err := f.launch(ctx, "plain-source", f.source, listens, f.stage.load, "secure-forward", listens.String(), "127.0.0.1:7000", f.identities["hostb"], "source")
+		if err != nil {
+			return nil, err
+		}
+		recipient, err := f.launch(ctx, "plain-recipient", f.recipient, t.at, f.stage.load, "secure-forward", t.at.String(), listens.String(), f.identities["hosta"], "recipient")
+		return []*daemon{source, recipient}, err
 	}
 	return t
 }

@@ -43,7 +43,7 @@ func newTunnels(ctx context.Context, links *bench) (parts []*part, err error) {
 	limit := 0.9 * lineRate / 1000
 	parts = []*part{
 		{
-			title: "Tunnels over a veth", order: []string{tunnelName, stunnelName, rawName, wireName}, others: []string{stunnelName, rawName},
+			title: "Tunnels over a veth", order: []string{tunnelName, stunnelName, plainName, rawName, wireName}, others: []string{stunnelName, plainName, rawName},
 			goals: []tunnelGoal{
 				{send, throughput, rawName, 0.85}, {receive, throughput, rawName, 0.85}, {connect(32).name, connectRate, stunnelName, 5},
 			},
@@ -58,7 +58,7 @@ func newTunnels(ctx context.Context, links *bench) (parts []*part, err error) {
 		},
 	}
 	peers := []map[string]peer{
-		{tunnelName: f.ours(false), stunnelName: f.stunnel(false), rawName: f.raw(), wireName: f.wire(false)},
+		{tunnelName: f.ours(false), stunnelName: f.stunnel(false), plainName: f.plain(), rawName: f.raw(), wireName: f.wire(false)},
 		{tunnelName: f.ours(true), stunnelName: f.stunnel(true), wireName: f.wire(true)},
 		{sidecarName: f.sidecars(), oursName: inAgent},
 	}

@@ -5,6 +5,7 @@
 //	load run PLAN             do what a traffic.Plan in JSON says, print the Result
 //	load secure-serve ADDRESS:PORT IDENTITY   answer over TLS
 //	load secure-run IDENTITY PLAN             do that over TLS
+//	load secure-forward LISTEN TO IDENTITY SIDE   be an end of a plain TLS tunnel
 //	load delay LISTEN TO DELAY MBIT           be a long line between two addresses
 //	load knock ADDRESS:PORT   find out whether somebody listens there
 //	load hold PLAN            open connections, say "held", close them at the end of stdin
@@ -41,6 +42,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout io.Writer) 
 		return secureServe(ctx, args[1:])
 	case len(args) == 3 && args[0] == "secure-run":
 		return secureRun(args[1:], stdout)
+	case len(args) == 5 && args[0] == "secure-forward":
+		return secureForward(ctx, args[1:])
 	case len(args) > 0 && args[0] == "delay":
 		return delay(ctx, args[1:])
 	}
