@@ -9,8 +9,8 @@ import (
 
 func TestWindowFor(t *testing.T) {
 	for rtt, want := range map[time.Duration]int64{
-		0:                      firstWindow,
-		50 * time.Microsecond:  firstWindow,
+		0:                      nearWindow,
+		50 * time.Microsecond:  nearWindow,
 		time.Millisecond:       streamRate / 1000,
 		20 * time.Millisecond:  maxWindow,
 		300 * time.Millisecond: maxWindow,
