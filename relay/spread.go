@@ -214,10 +214,12 @@ func (w *worker) hand(c *conn, to *worker) {
 	moved := *c
 	w.slab.give(c)
 	w.load.Store(int64(w.slab.live))
-	w.engine.moves.Add(1)
 	if !to.post(func(to *worker) { to.receive(&moved) }) {
 		w.receive(&moved)
 	}
+	// Link.Cut, which looks again if this has changed, may have asked both
+	// workers already. Not earlier: it would ask the other one too soon.
+	w.engine.moves.Add(1)
 }
 
 func (w *worker) receive(moved *conn) {

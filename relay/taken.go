@@ -149,11 +149,12 @@ func (t *Taken) Pair(recipient, source int) error {
 	if _, mine := e.taken.of[t.link][t]; !mine || t.ctx.Err() != nil {
 		return fmt.Errorf("giving a connection back: %w", errCut)
 	}
-	// Link.Cut may have asked the worker already, but looks again then.
-	e.moves.Add(1)
 	if !e.join(recipient, source, t.link) {
 		return fmt.Errorf("giving a connection back: %w", ErrClosed)
 	}
+	// Link.Cut may have asked the worker already, but looks again then. Not
+	// earlier: it would look before the worker has the connection.
+	e.moves.Add(1)
 	e.taken.forget(t)
 	t.cancel(nil)
 	return nil
