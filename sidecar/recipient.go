@@ -60,6 +60,11 @@ type Recipient struct {
 // connecting included.
 const answerTime = connectTime + 5*time.Second
 
+// settling is how long a connection waits in any case: a session counts as
+// there a moment before the peer has it, and is lost a moment before the ports
+// are shut.
+const settling = time.Second
+
 // Run listens until ctx ends, and calls ready once the source's end was
 // reached. It returns when all connections have ended. The error is that a
 // port cannot be listened on. It is called once.
@@ -71,7 +76,7 @@ func (r *Recipient) Run(ctx context.Context, ready func()) error {
 	if err != nil {
 		return err
 	}
-	r.peer = tunnel.Peer{Name: r.Peer, Own: r.Own, Hold: r.Hold, Log: r.log()}
+	r.peer = tunnel.Peer{Name: r.Peer, Own: r.Own, Hold: max(r.Hold, settling), Log: r.log()}
 	r.peer.Reach(r.dial)
 	r.running.Go(func() { r.peer.Run(life) })
 	if r.Proven != nil {
