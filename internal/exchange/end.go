@@ -18,7 +18,6 @@ type end struct {
 	out, in  uint64 // seeds
 	sent     int64
 	got      int64
-	sentErr  error
 	scratch  [2][]byte // for send, for receive
 	expected []byte
 }
