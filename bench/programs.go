@@ -230,8 +230,10 @@ func parseWrk(out string, cpu time.Duration) (sample, error) {
 		return nil, fmt.Errorf("wrk: %s", bad)
 	}
 	s := sample{}
+	// What stands above it has percentages of its own.
+	_, distribution, _ := strings.Cut(out, "Latency Distribution")
 	for m, pattern := range map[metric]string{latency50: "50%", latency99: "99%"} {
-		_, rest, _ := strings.Cut(out, pattern)
+		_, rest, _ := strings.Cut(distribution, pattern)
 		text := strings.Fields(rest + " ?")[0]
 		d, err := time.ParseDuration(text)
 		if err != nil {
