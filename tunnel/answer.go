@@ -149,6 +149,9 @@ func (s *Session) Ask(ctx context.Context, r Request) (*Stream, error) {
 	}
 	if _, err := st.Write(b); err != nil {
 		st.Abort()
+		if errors.Is(err, ErrReset) {
+			err = errNoMore() // the peer was faster
+		}
 		return nil, fmt.Errorf("asking for %q: %w", r.Source, err)
 	}
 	return st, nil
@@ -166,12 +169,15 @@ func (s *Stream) Answer(timeout time.Duration) error {
 	case err == nil, errors.As(err, &refusal):
 		return err
 	case err == ErrReset:
-		return &Refusal{Busy, "the peer takes no more streams"}
+		return errNoMore()
 	case err == io.EOF:
 		err = io.ErrUnexpectedEOF
 	}
 	return fmt.Errorf("waiting for the peer's answer: %w", err)
 }
+
+// errNoMore is what it means that a stream was reset before it was answered.
+func errNoMore() error { return &Refusal{Busy, "the peer takes no more streams"} }
 
 // Incoming is a stream that the peer has opened, and its request. It is
 // answered with Grant or Refuse.

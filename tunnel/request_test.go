@@ -212,10 +212,10 @@ func TestNoAnswer(t *testing.T) {
 		t.Errorf("the answer is %v", err)
 	}
 	full, err := a.Ask(context.Background(), requests[0])
-	if err != nil {
-		t.Fatal(err)
+	if err == nil { // and the reset is not there yet
+		err = full.Answer(patience)
 	}
-	if err := full.Answer(patience); !errors.Is(err, syscall.EAGAIN) || err.Error() != "busy: the peer takes no more streams" {
+	if !errors.Is(err, syscall.EAGAIN) || !strings.HasSuffix(err.Error(), "busy: the peer takes no more streams") {
 		t.Errorf("the answer is %v", err)
 	}
 	go func() {
