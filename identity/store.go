@@ -11,6 +11,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/fingerprint"
 )
 
 // Files are where a credential is kept, in PEM.
@@ -35,14 +37,7 @@ type Store struct {
 
 	mu      sync.Mutex
 	changed chan struct{}
-	seen    [3]version
-}
-
-// version tells one state of a file from the next.
-type version struct {
-	mod  time.Time
-	size int64
-	ino  any
+	seen    [3]fingerprint.Print
 }
 
 // Open loads the credential that is in files.
@@ -129,7 +124,7 @@ func (s *Store) reload() error {
 	return nil
 }
 
-func (s *Store) set(c *Credential, seen [3]version) {
+func (s *Store) set(c *Credential, seen [3]fingerprint.Print) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seen = seen
@@ -138,11 +133,9 @@ func (s *Store) set(c *Credential, seen [3]version) {
 	s.changed = make(chan struct{})
 }
 
-func (s *Store) versions() (v [3]version) {
+func (s *Store) versions() (v [3]fingerprint.Print) {
 	for i, name := range []string{s.files.Cert, s.files.Key, s.files.Roots} {
-		if info, err := os.Stat(name); err == nil {
-			v[i] = version{info.ModTime(), info.Size(), inode(info)}
-		}
+		v[i] = fingerprint.Of(name)
 	}
 	return v
 }
@@ -153,7 +146,7 @@ func (s *Store) versions() (v [3]version) {
 func (s *Store) Follow(ctx context.Context, every time.Duration, log *slog.Logger) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
-	var last, failed [3]version
+	var last, failed [3]fingerprint.Print
 	for {
 		select {
 		case <-ctx.Done():

@@ -10,8 +10,9 @@ import (
 	"os"
 	"path/filepath"
 	"sync/atomic"
-	"syscall"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/fingerprint"
 )
 
 // File is a file of rules that is read again when it changes. One that cannot
@@ -25,15 +26,7 @@ type File struct {
 type contents struct {
 	rules   Rules
 	err     error // why everything is denied
-	version version
-}
-
-// version tells one state of a file from the next, also within the grain of
-// the clock.
-type version struct {
-	mod  time.Time
-	size int64
-	ino  uint64
+	version fingerprint.Print
 }
 
 // maxFile bounds the file, in bytes.
@@ -65,7 +58,7 @@ func (f *File) Follow(ctx context.Context, every time.Duration, changed func(), 
 			return
 		case <-ticker.C:
 		}
-		now := versionOf(f.name)
+		now := fingerprint.Of(f.name)
 		if now == f.current.Load().version || now != last {
 			last = now // unchanged, or somebody may still be writing
 			continue
@@ -82,7 +75,7 @@ func (f *File) Follow(ctx context.Context, every time.Duration, changed func(), 
 }
 
 func read(name string) *contents {
-	c := &contents{version: versionOf(name)}
+	c := &contents{version: fingerprint.Of(name)}
 	file, err := os.Open(name)
 	if err != nil {
 		c.err = fmt.Errorf("reading the policy: %w", err)
@@ -99,16 +92,4 @@ func read(name string) *contents {
 	}
 	c.rules, c.err = Parse(filepath.Base(name), bytes.NewReader(b))
 	return c
-}
-
-func versionOf(name string) version {
-	info, err := os.Stat(name)
-	if err != nil {
-		return version{}
-	}
-	v := version{mod: info.ModTime(), size: info.Size()}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		v.ino = st.Ino
-	}
-	return v
 }
