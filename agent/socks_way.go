@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/linkrun/linkrun/internal/descriptor"
 	"github.com/linkrun/linkrun/socks"
 	"github.com/linkrun/linkrun/tunnel"
 )
@@ -30,7 +30,7 @@ func (c *carrier) spliceTo(ctx context.Context, a *Agent, port uint16) (socks.Wa
 		return nil, err
 	}
 	defer conn.Close()
-	fd, err := duplicate(conn)
+	fd, err := descriptor.Duplicate(conn)
 	if err != nil {
 		return nil, err
 	}
@@ -132,18 +132,4 @@ func socketConn(fd int) (tunnel.Conn, error) {
 		return nil, fmt.Errorf("taking over a connection: it is one of %s", c.LocalAddr().Network())
 	}
 	return conn, nil
-}
-
-// duplicate returns a descriptor of c's own, for those who do without package
-// net. It stays when c is closed.
-func duplicate(c syscall.Conn) (fd int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, err
-	}
-	return fd, dupErr
 }

@@ -11,12 +11,11 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strconv"
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/linkrun/linkrun/internal/descriptor"
 )
 
 // The statuses of HTTP by which Connect says why not.
@@ -77,7 +76,7 @@ func (c *Client) Connect(ctx context.Context, recipient, host string, port uint1
 	case err != nil:
 		return -1, fmt.Errorf("asking the ambassador for a connection: %w", err)
 	case res.StatusCode == http.StatusSwitchingProtocols:
-		return duplicate(conn.(*net.UnixConn))
+		return descriptor.Duplicate(conn.(*net.UnixConn))
 	}
 	defer res.Body.Close()
 	return -1, readRefusal(res)
@@ -134,18 +133,5 @@ func upgrade(w http.ResponseWriter) (fd int, err error) {
 	if _, err := io.WriteString(conn, upgraded); err != nil {
 		return -1, err
 	}
-	return duplicate(conn.(syscall.Conn))
-}
-
-// duplicate returns a descriptor of c's own. It stays when c is closed.
-func duplicate(c syscall.Conn) (fd int, err error) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, err
-	}
-	return fd, os.NewSyscallError("fcntl", dupErr)
+	return descriptor.Duplicate(conn.(syscall.Conn))
 }

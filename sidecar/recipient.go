@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/linkrun/linkrun/internal/descriptor"
 	"github.com/linkrun/linkrun/link"
 	"github.com/linkrun/linkrun/relay"
 	"github.com/linkrun/linkrun/tunnel"
@@ -222,7 +223,7 @@ func (r *Recipient) splice(conn *net.TCPConn, st *tunnel.Stream) error {
 	st.Close()
 	here := -1
 	if ok {
-		here, err = duplicate(conn)
+		here, err = descriptor.Duplicate(conn)
 	} else {
 		err = errNoSocket
 	}
@@ -290,19 +291,6 @@ func (r *Recipient) log() *slog.Logger {
 		return slog.New(slog.DiscardHandler)
 	}
 	return r.Log
-}
-
-// duplicate is a descriptor for conn of its own.
-func duplicate(conn *net.TCPConn) (fd int, err error) {
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	fd = -1
-	if e := raw.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
-		err = e
-	}
-	return fd, err
 }
 
 // reset has the peer of conn see a reset.

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/descriptor"
 )
 
 // Between two processes of a host, a session runs over a unix socket, and the
@@ -41,14 +43,7 @@ func (s *Stream) HandOver(conn syscall.Conn) error {
 	if _, ok := s.session.wire.conn.(*net.UnixConn); !ok {
 		return errNoHandOver
 	}
-	raw, err := conn.SyscallConn()
-	if err != nil {
-		return fmt.Errorf("handing a socket over: %w", err)
-	}
-	fd := noSocket
-	if e := raw.Control(func(from uintptr) { fd, err = unix.FcntlInt(from, unix.F_DUPFD_CLOEXEC, 0) }); e != nil {
-		err = e
-	}
+	fd, err := descriptor.Duplicate(conn)
 	if err != nil {
 		return fmt.Errorf("handing a socket over: %w", err)
 	}

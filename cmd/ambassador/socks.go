@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/control"
+	"github.com/linkrun/linkrun/internal/descriptor"
 	"github.com/linkrun/linkrun/relay"
 	"github.com/linkrun/linkrun/socks"
 )
@@ -156,15 +157,7 @@ func (p *proxy) serve(ctx context.Context, ln net.Listener) {
 // takeDescriptor closes conn but for its socket, which is the caller's.
 func takeDescriptor(conn net.Conn) (fd int, err error) {
 	defer conn.Close()
-	raw, err := conn.(syscall.Conn).SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	var dupErr error
-	if err := raw.Control(func(old uintptr) { fd, dupErr = unix.FcntlInt(old, unix.F_DUPFD_CLOEXEC, 0) }); err != nil {
-		return -1, err
-	}
-	return fd, dupErr
+	return descriptor.Duplicate(conn.(syscall.Conn))
 }
 
 func (p *proxy) connect(ctx context.Context, host string, port uint16) (socks.Way, error) {
