@@ -110,21 +110,12 @@ func (s *Server) bind(kind int, port uint16) (fd int, err error) {
 // accept has the engine accept connections from fd, which it owns if there is
 // no error.
 func (s *Server) accept(fd int, route func(netip.AddrPort) *relay.Link) (stop func() error, err error) {
-	control, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)
-	if err == nil {
-		err = unix.Listen(fd, unix.SOMAXCONN)
-	}
-	if err != nil {
+	if err := unix.Listen(fd, unix.SOMAXCONN); err != nil {
 		return nil, err
 	}
 	l, err := s.Engine.Serve(fd, route)
 	if err != nil {
 		return nil, err
-	}
-	// The engine has chosen what suits a recipient on this host. Here, clients
-	// come through a published port from anywhere.
-	if err := unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, control); err != nil {
-		s.log().Warn("choosing the congestion control", "err", err)
 	}
 	return l.Close, nil
 }

@@ -6,6 +6,8 @@ import (
 	"syscall"
 	"unsafe"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -131,20 +133,11 @@ func getInt(fd int32, level, option int) (int32, syscall.Errno) {
 // accepted ones have them. The relay gathers nothing: what it writes is to be
 // sent. And urgent data go with the rest of the stream, as nearly all who use
 // them have it: the byte would be lost otherwise, and its mark cannot be
-// passed on.
+// passed on. A socket resets when it is closed until finish says otherwise.
 func setOptions(fd int32) {
+	sockopt.ResetOnClose(int(fd))
 	setInt(fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
 	setInt(fd, unix.SOL_SOCKET, unix.SO_OOBINLINE, 1)
-}
-
-// setReno is for sockets whose other end is on this host. Losses do not happen
-// there and the round trip is a wake-up, so a congestion control that paces
-// or probes only costs: BBR, a default of many hosts, takes a third of the
-// throughput with its timers, and a few percent of each small message. Reno
-// is in every kernel and allowed to every user.
-func setReno(fd int32) {
-	const name = "reno"
-	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, uintptr(unsafe.Pointer(unsafe.StringData(name))), uintptr(len(name)), 0)
 }
 
 // takeSocket checks that fd is a connected or listening socket of the type
@@ -162,13 +155,6 @@ func takeSocket(fd int, socktype int32) error {
 		return fmt.Errorf("taking over descriptor %d: %w", fd, err)
 	}
 	return nil
-}
-
-// resetOnClose makes the close of fd send a RST, and throw away what is
-// still queued, instead of a FIN after it.
-func resetOnClose(fd int32) {
-	linger := unix.Linger{Onoff: 1, Linger: 0}
-	unix.RawSyscall6(unix.SYS_SETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_LINGER, uintptr(unsafe.Pointer(&linger)), unix.SizeofLinger, 0)
 }
 
 // disconnect resets a connection that other descriptors keep open: for them

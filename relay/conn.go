@@ -1,6 +1,10 @@
 package relay
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
+)
 
 // The two ends of a connection. An end also names the direction of the bytes
 // read from it.
@@ -141,8 +145,7 @@ func (w *worker) open(recipient, source int32, l *Link) *conn {
 }
 
 func (w *worker) refuse(fd int32) {
-	resetOnClose(fd)
-	closeFD(fd)
+	closeFD(fd) // with a reset, which it has from its listener
 }
 
 // watch registers an end with the worker's epoll set.
@@ -201,19 +204,15 @@ func (w *worker) event(c *conn, i int, events uint32) {
 // finish closes a connection of which both directions have ended. Everything
 // read has been written, and nothing is left to read, so the close sends a
 // FIN where none was sent yet, and never a RST.
-func (w *worker) finish(c *conn) { w.end(c, finished) }
+func (w *worker) finish(c *conn) {
+	for i := range c.ends {
+		sockopt.EndOnClose(int(c.ends[i].fd))
+	}
+	w.end(c, finished)
+}
 
 // abort resets both ends: neither may take what it has got for a whole.
-func (w *worker) abort(c *conn, why cause) {
-	if c.flow != nil {
-		w.end(c, why)
-		return
-	}
-	for i := range c.ends {
-		resetOnClose(c.ends[i].fd)
-	}
-	w.end(c, why)
-}
+func (w *worker) abort(c *conn, why cause) { w.end(c, why) }
 
 func (w *worker) end(c *conn, why cause) {
 	if f := c.flow; f != nil {

@@ -4,6 +4,8 @@ import (
 	"net/netip"
 	"syscall"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -108,6 +110,7 @@ func (w *worker) join(a, b int32, l *Link) {
 	c.state, c.shared = established, true
 	for i := range c.ends {
 		setInt(c.ends[i].fd, unix.IPPROTO_TCP, unix.TCP_NODELAY, 1)
+		sockopt.ResetOnClose(int(c.ends[i].fd))
 		// A unix socket's read stops between messages of different senders.
 		c.ends[i].flags = writable | unsure
 		if !w.watch(c, i) {

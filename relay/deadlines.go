@@ -1,6 +1,10 @@
 package relay
 
-import "golang.org/x/sys/unix"
+import (
+	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
+)
 
 // schedule files c under its next deadline, if it has one.
 func (w *worker) schedule(c *conn) {
@@ -82,6 +86,6 @@ func (w *worker) settle(c *conn) {
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4)
 	}
 	if !c.shared {
-		setReno(c.ends[fromSource].fd)
+		sockopt.Reno(int(c.ends[fromSource].fd))
 	}
 }

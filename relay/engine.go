@@ -10,6 +10,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -133,7 +135,9 @@ func (e *Engine) Serve(fd int, route func(local netip.AddrPort) *Link) (*Listene
 		return nil, fmt.Errorf("serving a listener: %w", err)
 	}
 	setOptions(int32(fd))
-	setReno(int32(fd))
+	if at, errno := localAddr(int32(fd)); errno == 0 && at.Addr().IsLoopback() {
+		sockopt.Reno(fd) // others may come from anywhere
+	}
 	e.spread.Lock()
 	defer e.spread.Unlock()
 	l, err := e.newListener(fd, route)

@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tests of what the relay costs have their peers in other processes, so that
@@ -39,6 +42,13 @@ func TestMain(m *testing.M) {
 // returned; it ends when its input does.
 func startPeer(t testing.TB, role string, args ...string) (said string) {
 	t.Helper()
+	said, _ = startMortal(t, role, args...)
+	return said
+}
+
+// startMortal is startPeer for a process that the test may kill.
+func startMortal(t testing.TB, role string, args ...string) (said string, kill func()) {
+	t.Helper()
 	cmd := exec.Command(os.Args[0], args...)
 	cmd.Env = append(os.Environ(), "RELAY_TEST_PEER="+role)
 	cmd.Stderr = os.Stderr
@@ -53,9 +63,10 @@ func startPeer(t testing.TB, role string, args ...string) (said string) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	killed := false
 	t.Cleanup(func() {
 		in.Close()
-		if err := cmd.Wait(); err != nil {
+		if err := cmd.Wait(); err != nil && !killed {
 			t.Errorf("peer %s: %v", role, err)
 		}
 	})
@@ -63,7 +74,12 @@ func startPeer(t testing.TB, role string, args ...string) (said string) {
 	if err != nil {
 		t.Fatalf("peer %s: %v", role, err)
 	}
-	return strings.TrimSpace(said)
+	return strings.TrimSpace(said), func() {
+		killed = true
+		if err := cmd.Process.Kill(); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // peer is what startPeer starts.
@@ -168,6 +184,31 @@ func peer(role string, args []string) error {
 				go func() { io.Copy(c, c); c.Close() }()
 			}
 		}()
+	case "relay": // address: relays to there
+		to, err := netip.ParseAddrPort(args[0])
+		if err != nil {
+			return err
+		}
+		e := &Engine{}
+		if err := e.Start(); err != nil {
+			return err
+		}
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}})
+		}
+		if err == nil {
+			err = unix.Listen(fd, 16)
+		}
+		if err != nil {
+			return err
+		}
+		link := &Link{Source: &testSource{to: to}}
+		if _, err := e.Serve(fd, func(netip.AddrPort) *Link { return link }); err != nil {
+			return err
+		}
+		at, _ := localAddr(int32(fd))
+		fmt.Println(at)
 	case "hold": // address, number: holds connections open
 		n, _ := strconv.Atoi(args[1])
 		held := make([]net.Conn, n)

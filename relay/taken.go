@@ -11,6 +11,8 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -19,7 +21,8 @@ import (
 // them and once.
 type Taken struct {
 	// FD is the accepted socket, non-blocking. It is the taker's to close,
-	// before or after End.
+	// before or after End. That resets it, until SO_LINGER is taken back: what
+	// a killed taker leaves behind must not look whole.
 	FD     int
 	Client netip.AddrPort // the recipient's end
 	Local  netip.AddrPort // the address it was made to
@@ -113,7 +116,7 @@ func (t *Taken) Conn() (*net.TCPConn, error) {
 // Refuse closes FD with a reset, as a connection that came to nothing for the
 // reason err, and ends it.
 func (t *Taken) Refuse(err error) {
-	resetOnClose(int32(t.FD))
+	sockopt.ResetOnClose(t.FD)
 	closeFD(int32(t.FD))
 	t.End(err)
 }

@@ -58,6 +58,7 @@ func TestTake(t *testing.T) {
 			t.Errorf("connections %+v", conns)
 		}
 		taken.ToRecipient.Add(6)
+		c.SetLinger(-1)
 		c.Close()
 		taken.End(nil)
 		taken.End(errors.New("once is enough"))

@@ -10,6 +10,8 @@ import (
 	"os"
 	"sync"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -49,15 +51,12 @@ func newStreamDoor(at netip.AddrPort, handle func(net.Conn), log *slog.Logger) (
 		unix.Close(fd)
 		return nil, fmt.Errorf("listening on %v: %w", at, err)
 	}
+	sockopt.ResetOnClose(fd)
 	if at.Addr().IsLoopback() {
-		setReno(fd) // for those that are accepted
+		sockopt.Reno(fd)
 	}
 	return &streamDoor{at: at, fd: fd, handle: handle, log: log}, nil
 }
-
-// setReno is for sockets whose other end is on this host, where nothing is lost
-// and pacing only costs, see package relay. That it fails costs throughput.
-func setReno(fd int) { unix.SetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") }
 
 func sockaddr(at netip.AddrPort) (family int, address unix.Sockaddr) {
 	if at.Addr().Is4() {

@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/linkrun/linkrun/internal/sockopt"
+
 	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/identity"
@@ -288,7 +290,7 @@ func (s *Source) bind(_, address string, raw syscall.RawConn) error {
 		return err
 	}
 	if to.Addr().IsLoopback() {
-		raw.Control(func(fd uintptr) { setReno(int(fd)) }) // fails for UDP, which has no such thing
+		raw.Control(func(fd uintptr) { sockopt.Reno(int(fd)) }) // UDP has no such thing
 	}
 	from := s.From
 	if !from.IsValid() && to.Addr().Is4() && to.Addr().IsLoopback() {
