@@ -22,15 +22,7 @@ func idle() workload {
 			if r.brief {
 				n = 50
 			}
-			// What a process held in an earlier round it may not have given back.
-			if err := r.peer.renew(ctx); err != nil {
-				return nil, err
-			}
-			pids, err := r.peer.carriers()
-			if err != nil {
-				return nil, err
-			}
-			before, err := held(pids)
+			pids, before, err := r.fresh(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -49,6 +41,19 @@ func idle() workload {
 			return s, nil
 		},
 	}
+}
+
+// fresh starts the peer anew, since what a process held in an earlier round it
+// may not have given back, and returns its processes and what they hold.
+func (r run) fresh(ctx context.Context) (pids []int, now holding, err error) {
+	if err := r.peer.renew(ctx); err != nil {
+		return nil, now, err
+	}
+	if pids, err = r.peer.carriers(); err != nil {
+		return nil, now, err
+	}
+	now, err = held(pids)
+	return pids, now, err
 }
 
 // holdable is how many connections a peer is measured with: 10,000, unless it
@@ -125,14 +130,7 @@ func links() workload {
 			if r.brief {
 				n = 10
 			}
-			if err := r.peer.renew(ctx); err != nil {
-				return nil, err
-			}
-			pids, err := r.peer.carriers()
-			if err != nil {
-				return nil, err
-			}
-			before, err := held(pids)
+			pids, before, err := r.fresh(ctx)
 			if err != nil {
 				return nil, err
 			}

@@ -50,17 +50,7 @@ func delay(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for {
-		conn, err := ln.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		go wire.carry(conn.(*net.TCPConn), args[1])
-	}
+	return acceptEach(ctx, ln, func(conn net.Conn) { wire.carry(conn.(*net.TCPConn), args[1]) })
 }
 
 func (l line) carry(near *net.TCPConn, to string) {

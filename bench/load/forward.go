@@ -34,6 +34,24 @@ func secureForward(ctx context.Context, args []string) error {
 	default:
 		return fmt.Errorf("%q is no side", args[3])
 	}
+	return acceptEach(ctx, ln, func(conn net.Conn) {
+		defer conn.Close()
+		other, err := dial()
+		if err != nil {
+			return
+		}
+		defer other.Close()
+		var ways sync.WaitGroup
+		ways.Go(func() { copyWay(other, conn) })
+		ways.Go(func() { copyWay(conn, other) })
+		ways.Wait()
+	})
+}
+
+// acceptEach accepts connections until ctx ends, and closes ln. Each is
+// handled in a goroutine that ends with the process: this one has nothing else
+// to do.
+func acceptEach(ctx context.Context, ln net.Listener, handle func(net.Conn)) error {
 	defer context.AfterFunc(ctx, func() { ln.Close() })()
 	for {
 		conn, err := ln.Accept()
@@ -43,18 +61,7 @@ func secureForward(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		go func() {
-			defer conn.Close()
-			other, err := dial()
-			if err != nil {
-				return
-			}
-			defer other.Close()
-			var ways sync.WaitGroup
-			ways.Go(func() { copyWay(other, conn) })
-			ways.Go(func() { copyWay(conn, other) })
-			ways.Wait()
-		}()
+		go handle(conn)
 	}
 }
 

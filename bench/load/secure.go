@@ -45,17 +45,7 @@ func secureServe(ctx context.Context, args []string) error {
 		return err
 	}
 	ln = tls.NewListener(ln, bulky(store.ServerTLS(secureProtocol)))
-	defer context.AfterFunc(ctx, func() { ln.Close() })()
-	for {
-		conn, err := ln.Accept()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		go answer(conn.(*tls.Conn))
-	}
+	return acceptEach(ctx, ln, func(conn net.Conn) { answer(conn.(*tls.Conn)) })
 }
 
 // bulky has records as large as there are from the first one on.
