@@ -10,13 +10,13 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/internal/enginetest"
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 var suite enginetest.Suite
@@ -73,7 +73,7 @@ func newHostToWreck(t *testing.T, e *enginetest.Engine, serve ...string) *host {
 // ambassador is a running `ambassador serve`.
 type ambassador struct {
 	cmd  *exec.Cmd
-	log  syncBuffer
+	log  logbook.Log
 	done chan error
 }
 
@@ -269,22 +269,4 @@ func (h *host) answers(t *testing.T, container, address string, port int, want s
 		}
 		return err
 	})
-}
-
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

@@ -118,7 +118,7 @@ func TestJoin(t *testing.T) {
 	if want := (identity.ID{Domain: domain, Host: "hostb"}); c.ID != want || at.Host != "hosta" {
 		t.Errorf("it joined as %v with the authority at %v", c.ID, at)
 	}
-	a.log.have(t, `level=INFO msg="a host has joined" host=hostb from=127.0.0.1:`)
+	a.log.Only(t, `level=INFO msg="a host has joined" host=hostb from=127.0.0.1:`)
 	b, ln := newHost(t, saved(t, c))
 	ln.Close()
 	b.AuthorityAt, b.Known["hosta"] = "hosta", a.addr
@@ -166,7 +166,7 @@ func TestTokensThatAreNoGood(t *testing.T) {
 			if name == "of another authority" {
 				words[2] = "the other side refuses it, and its log says why: remote error: tls: bad certificate"
 			}
-			a.log.have(t, words...)
+			a.log.Only(t, words...)
 		})
 	}
 	// A host that has no authority lets nobody join.
@@ -176,7 +176,7 @@ func TestTokensThatAreNoGood(t *testing.T) {
 	if _, _, err := Join(context.Background(), plain.addr, token(s, time.Hour)); err == nil || !strings.Contains(err.Error(), "no application protocol") {
 		t.Errorf("joining where there is no authority gives %v", err)
 	}
-	plain.log.have(t, "client requested unsupported application protocols")
+	plain.log.Only(t, "client requested unsupported application protocols")
 }
 
 // A certificate is renewed over the session with the host that has the
@@ -194,8 +194,8 @@ func TestRenewal(t *testing.T) {
 	// Whichever session it gets, it is to last.
 	st, _ := b.ask(t, "hosta")
 	until(t, "a new certificate", func() bool { return b.Store.Current() != before })
-	a.log.have(t, `msg="renewed a host's certificate" host=hostb`)
-	b.log.have(t, `msg="renewed the certificate"`)
+	a.log.Only(t, `msg="renewed a host's certificate" host=hostb`)
+	b.log.Only(t, `msg="renewed the certificate"`)
 	if c := b.Store.Current(); c.ID != before.ID || time.Until(c.NotAfter) < 23*time.Hour {
 		t.Errorf("the new one is %v", c)
 	}
@@ -219,7 +219,7 @@ func TestRenewalAtTheAuthority(t *testing.T) {
 	before := a.Store.Current()
 	a.run(t)
 	until(t, "a new certificate", func() bool { return a.Store.Current() != before })
-	a.log.have(t, `msg="renewed the certificate"`)
+	a.log.Only(t, `msg="renewed the certificate"`)
 }
 
 // What keeps a certificate from being renewed is said.
@@ -233,7 +233,7 @@ func TestRenewalFails(t *testing.T) {
 	ln.Close()
 	b.Known["hostc"], b.AuthorityAt = c.addr, "hostc"
 	b.run(t)
-	b.log.have(t, `level=WARN msg="renewing the certificate; trying again"`,
+	b.log.Only(t, `level=WARN msg="renewing the certificate; trying again"`,
 		`asking \"hostc\" for a certificate: unsupported: the authority is at another host`)
 
 	expired, ln := newHost(t, open(t, files(t, t.TempDir(), ca.leaf(t, "hostd", func(c *x509.Certificate) {
@@ -242,7 +242,7 @@ func TestRenewalFails(t *testing.T) {
 	ln.Close()
 	expired.AuthorityAt = "hostc"
 	expired.run(t)
-	expired.log.have(t, "level=ERROR", `msg="the certificate has expired and cannot be renewed; trying again"`,
+	expired.log.Only(t, "level=ERROR", `msg="the certificate has expired and cannot be renewed; trying again"`,
 		"the certificate of spiffe://example.org/host/hostd was valid until ", "it takes a new token to join again")
 }
 

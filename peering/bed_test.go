@@ -20,12 +20,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/tunnel"
 )
 
@@ -143,7 +143,7 @@ func open(t testing.TB, f identity.Files) *identity.Store {
 type host struct {
 	*Hosts
 	addr string
-	log  *lines
+	log  *logbook.Log
 	stop func()
 }
 
@@ -155,7 +155,7 @@ func newHost(t testing.TB, s *identity.Store) (h *host, ln net.Listener) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h = &host{addr: ln.Addr().String(), log: new(lines)}
+	h = &host{addr: ln.Addr().String(), log: new(logbook.Log)}
 	h.Hosts = &Hosts{
 		Store:       s,
 		Handle:      echo,
@@ -293,46 +293,4 @@ func descriptors(t testing.TB) int {
 		t.Fatal(err)
 	}
 	return len(entries)
-}
-
-// lines is a log for several goroutines.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// have waits for one line with all of the words, and returns it. There has to
-// be no other.
-func (l *lines) have(t testing.TB, words ...string) string {
-	t.Helper()
-	var found []string
-	until(t, fmt.Sprintf("a line with %q in\n%s", words, l), func() bool {
-		found = nil
-	next:
-		for line := range strings.Lines(l.String()) {
-			for _, word := range words {
-				if !strings.Contains(line, word) {
-					continue next
-				}
-			}
-			found = append(found, strings.TrimSpace(line))
-		}
-		return len(found) > 0
-	})
-	if len(found) > 1 {
-		t.Errorf("%d lines have %q, want one:\n%s", len(found), words, strings.Join(found, "\n"))
-	}
-	return found[0]
 }

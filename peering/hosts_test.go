@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/tunnel"
 )
 
@@ -67,7 +68,7 @@ func TestHostsComeAndGo(t *testing.T) {
 	changes := make(chan string, 100)
 	b.stop()
 	defer a.Want("hostb")()
-	a.log.have(t, `msg="peer cannot be reached; trying again" peer=hostb`, "connect: connection refused")
+	a.log.Only(t, `msg="peer cannot be reached; trying again" peer=hostb`, "connect: connection refused")
 	if st := a.State("hostb"); st.Up || st.Reason == "" || st.Since.IsZero() {
 		t.Errorf("the state is %+v", st)
 	}
@@ -76,7 +77,7 @@ func TestHostsComeAndGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	again := &host{Hosts: &Hosts{Store: b.Store, Handle: echo, Changed: func(host string) { changes <- host }}, log: new(lines)}
+	again := &host{Hosts: &Hosts{Store: b.Store, Handle: echo, Changed: func(host string) { changes <- host }}, log: new(logbook.Log)}
 	again.run(t, ln)
 	st, _ := a.ask(t, "hostb")
 	if name := <-changes; name != "hosta" {
@@ -87,7 +88,7 @@ func TestHostsComeAndGo(t *testing.T) {
 		t.Errorf("a stream to a host that has gone ends with %v", err)
 	}
 	st.Close()
-	a.log.have(t, `msg="peer down" peer=hostb`)
+	a.log.Only(t, `msg="peer down" peer=hostb`)
 }
 
 // What is wanted before Run is dialed once it runs, and until then it is said
@@ -202,5 +203,5 @@ func TestOwnName(t *testing.T) {
 		s.Close()
 		t.Error("a host keeps a session with itself")
 	}
-	a.log.have(t, `msg="refused a host"`, "it has the name of this host, spiffe://example.org/host/hosta")
+	a.log.Only(t, `msg="refused a host"`, "it has the name of this host, spiffe://example.org/host/hosta")
 }

@@ -24,6 +24,7 @@ import (
 
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/internal/growth"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/netns"
 	"github.com/linkrun/linkrun/tunnel"
 )
@@ -95,7 +96,9 @@ func playHost(text string) error {
 	if err != nil {
 		return err
 	}
-	link, err := tunnel.Listen(ctx, p.Link)
+	links := net.ListenConfig{Control: resetIfKilled} // as the relay has it
+	links.SetMultipathTCP(false)
+	link, err := links.Listen(ctx, "tcp", p.Link)
 	if err != nil {
 		return err
 	}
@@ -179,8 +182,8 @@ func (c *carrier) answer(_ identity.Peer, in *tunnel.Incoming) {
 	p.Run()
 }
 
-// resetIfKilled is for a socket before it is connected: the other side may have
-// accepted it long before this one runs again, or is killed.
+// resetIfKilled is for a socket before it is connected, or listens: there is no
+// moment then at which a killed process would leave an end that is none.
 func resetIfKilled(_, _ string, c syscall.RawConn) error {
 	var failed error
 	err := c.Control(func(fd uintptr) {
@@ -244,7 +247,7 @@ func (c *carrier) leakSome() {
 type process struct {
 	part part
 	ns   *netns.Namespace
-	log  lines
+	log  logbook.Log
 
 	mu  sync.Mutex // for one command at a time
 	cmd *exec.Cmd

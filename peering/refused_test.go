@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/tunnel"
 )
 
@@ -48,7 +49,7 @@ func TestRefused(t *testing.T) {
 			if err == nil || !strings.HasSuffix(err.Error(), alert) {
 				t.Errorf("it hears %v, want %q", err, alert)
 			}
-			a.log.have(t, `level=WARN msg="a connection came to nothing" from=127.0.0.1:`, c.why)
+			a.log.Only(t, `level=WARN msg="a connection came to nothing" from=127.0.0.1:`, c.why)
 			if len(a.List()) != 0 {
 				t.Errorf("it is among %+v", a.List())
 			}
@@ -61,8 +62,8 @@ func TestRefused(t *testing.T) {
 			a.Known["hostb"] = addr
 			a.run(t)
 			defer a.Want("hostb")()
-			a.log.have(t, `level=WARN msg="peer cannot be reached; trying again" peer=hostb`, c.why)
-			log.first(t, "a connection came to nothing", alert)
+			a.log.Only(t, `level=WARN msg="peer cannot be reached; trying again" peer=hostb`, c.why)
+			first(t, log, "a connection came to nothing", alert)
 			why := strings.ReplaceAll(c.why, `\"`, `"`)
 			if st := a.State("hostb"); st.Up || !strings.Contains(st.Reason, why) || strings.Contains(st.Reason, "\n") {
 				t.Errorf("the state is %+v, want %q", st, why)
@@ -83,13 +84,13 @@ func raw(c tls.Certificate) *tls.Config {
 }
 
 // impostor listens with any certificate until the test is over.
-func impostor(t testing.TB, c tls.Certificate) (addr string, log *lines) {
+func impostor(t testing.TB, c tls.Certificate) (addr string, log *logbook.Log) {
 	t.Helper()
 	ln, err := tunnel.Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	log = new(lines)
+	log = new(logbook.Log)
 	l := &tunnel.Listener{TLS: raw(c), Handle: func(c *tunnel.Secured) { c.Close() }, Log: slog.New(slog.NewTextHandler(log, nil))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -103,8 +104,9 @@ func impostor(t testing.TB, c tls.Certificate) (addr string, log *lines) {
 	return ln.Addr().String(), log
 }
 
-// first is have for what is said again and again.
-func (l *lines) first(t testing.TB, words ...string) {
+// first waits for the first line of a log to have all of the words, where much the
+// same is said again and again.
+func first(t testing.TB, l *logbook.Log, words ...string) {
 	t.Helper()
 	until(t, "a line in "+l.String(), func() bool {
 		first, _, _ := strings.Cut(l.String(), "\n")
@@ -129,8 +131,8 @@ func TestRefusedForItsName(t *testing.T) {
 	c.run(t, lnc)
 	a.run(t)
 	defer a.Want("hostb")()
-	a.log.have(t, `msg="peer cannot be reached; trying again" peer=hostb`, `it is spiffe://example.org/host/hostc, not host \"hostb\"`)
-	c.log.first(t, "a connection came to nothing", "the other side refuses it, and its log says why: remote error: tls: bad certificate")
+	a.log.Only(t, `msg="peer cannot be reached; trying again" peer=hostb`, `it is spiffe://example.org/host/hostc, not host \"hostb\"`)
+	first(t, c.log, "a connection came to nothing", "the other side refuses it, and its log says why: remote error: tls: bad certificate")
 	if len(c.List()) != 0 {
 		t.Errorf("the other side has %+v", c.List())
 	}
@@ -149,7 +151,7 @@ func TestOwnCertificate(t *testing.T) {
 		a.Known["hostb"] = "127.0.0.1:1"
 		a.run(t)
 		defer a.Want("hostb")()
-		a.log.have(t, "peer=hostb", "the certificate of spiffe://example.org/host/hosta "+want, ", and the clock here says ")
+		a.log.Only(t, "peer=hostb", "the certificate of spiffe://example.org/host/hosta "+want, ", and the clock here says ")
 	}
 }
 
@@ -169,7 +171,7 @@ func TestRefusedForItsProtocol(t *testing.T) {
 		s.Close()
 		t.Error("it got a session")
 	}
-	a.log.have(t, `msg="refused a host"`, "it does not say that it speaks linkrun/1")
+	a.log.Only(t, `msg="refused a host"`, "it does not say that it speaks linkrun/1")
 
 	// Nobody joins where there is no authority.
 	config.NextProtos = []string{identity.JoinProtocol}
@@ -177,7 +179,7 @@ func TestRefusedForItsProtocol(t *testing.T) {
 		conn.Close()
 		t.Error("it may join")
 	}
-	a.log.have(t, "client requested unsupported application protocols")
+	a.log.Only(t, "client requested unsupported application protocols")
 }
 
 // Those who are about to join, and have proven nothing, are few.

@@ -14,14 +14,15 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
-	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/linkrun/linkrun/internal/leaks"
+
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/relay"
 	"github.com/linkrun/linkrun/tunnel"
 )
@@ -42,7 +43,7 @@ type bed struct {
 	address       string // of the TLS listener
 	hosta, hostb  *identity.Store
 	engine        *relay.Engine
-	log           logBuffer
+	log           logbook.Log
 	stopSource    func() error
 	stopRecipient func() error
 }
@@ -51,7 +52,7 @@ type bed struct {
 func networks(t *testing.T, fn func(t *testing.T, b *bed)) {
 	for _, network := range []string{"unix", "tls"} {
 		t.Run(network, func(t *testing.T) {
-			noLeaks(t)
+			leaks.Check(t)
 			fn(t, newBed(t, network))
 		})
 	}
@@ -322,51 +323,4 @@ func issue(t *testing.T, a *identity.Authority, host string, files identity.File
 			t.Fatal(err)
 		}
 	}
-}
-
-// noLeaks fails the test if, at its end, there are more goroutines or
-// descriptors than now.
-func noLeaks(t *testing.T) {
-	t.Helper()
-	before, fds := runtime.NumGoroutine(), descriptors(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			return
-		}
-		until(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
-		until(t, "descriptors to be closed", func() bool { return descriptors(t) <= fds })
-	})
-}
-
-func descriptors(t testing.TB) (n int) {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, e := range entries {
-		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		// What Go's poller keeps for itself comes and goes with first use.
-		if err == nil && !strings.HasPrefix(target, "anon_inode:") {
-			n++
-		}
-	}
-	return n
-}
-
-// logBuffer is a log that is written and read at the same time.
-type logBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }

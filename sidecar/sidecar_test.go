@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/linkrun/linkrun/internal/leaks"
+
 	"github.com/linkrun/linkrun/relay"
 )
 
@@ -292,7 +294,7 @@ func TestStrangers(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			leaks.Check(t)
 			b := newBed(t, "tls")
 			at := b.serve(t, server(t, echo))
 			c.prepare(t, b)
@@ -411,7 +413,7 @@ func TestThousandConnections(t *testing.T) {
 				}
 				conn.Close()
 			}
-			t.Logf("round %d: %d goroutines, %d descriptors", round, runtime.NumGoroutine(), descriptors(t))
+			t.Logf("round %d: %d goroutines, %d descriptors", round, runtime.NumGoroutine(), leaks.Descriptors(t))
 		}
 	})
 }

@@ -18,6 +18,8 @@ import (
 
 	"golang.org/x/net/proxy"
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 // soon bounds every wait for something that should happen at once.
@@ -27,7 +29,7 @@ const soon = 10 * time.Second
 type bed struct {
 	*Server
 	ln  *net.TCPListener
-	log syncBuffer
+	log logbook.Log
 
 	handled atomic.Int64 // connections
 
@@ -416,22 +418,4 @@ func TestLogIsOneLinePerClient(t *testing.T) {
 		}
 		return nil
 	})
-}
-
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

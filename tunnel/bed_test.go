@@ -9,13 +9,13 @@ import (
 	"crypto/x509"
 	"math/big"
 	"net"
-	"os"
 	"path/filepath"
 	"runtime"
-	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/leaks"
 )
 
 // patience bounds waits for what has to happen; nothing is measured by it.
@@ -118,7 +118,7 @@ func eachTransport(t *testing.T, fn func(t *testing.T, pair func(testing.TB) (ne
 // nothing is to be left of it.
 func sessions(t testing.TB, pair func(testing.TB) (net.Conn, net.Conn), ca, cb Config) (a, b *Session) {
 	t.Helper()
-	noLeaks(t)
+	leaks.Check(t)
 	ta, tb := pair(t)
 	a, b = Client(ta, ca), Server(tb, cb)
 	t.Cleanup(func() {
@@ -164,34 +164,4 @@ func until(t testing.TB, what string, cond func() bool) {
 			t.Fatalf("waited in vain for %s\n%s", what, buf[:runtime.Stack(buf, true)])
 		}
 	}
-}
-
-// noLeaks checks, when the test is over, that there are no more goroutines and
-// descriptors than there are now.
-func noLeaks(t testing.TB) {
-	t.Helper()
-	before, fds := runtime.NumGoroutine(), descriptors(t)
-	t.Cleanup(func() {
-		if t.Failed() {
-			return
-		}
-		until(t, "goroutines to end", func() bool { return runtime.NumGoroutine() <= before })
-		until(t, "descriptors to be closed", func() bool { return descriptors(t) <= fds })
-	})
-}
-
-func descriptors(t testing.TB) int {
-	entries, err := os.ReadDir("/proc/self/fd")
-	if err != nil {
-		t.Fatal(err)
-	}
-	n := 0
-	for _, e := range entries {
-		target, err := os.Readlink("/proc/self/fd/" + e.Name())
-		// What Go's poller keeps for itself comes and goes with first use.
-		if err == nil && !strings.HasPrefix(target, "anon_inode:") {
-			n++
-		}
-	}
-	return n
 }

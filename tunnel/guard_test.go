@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/leaks"
 )
 
 // rawPeer is a peer that does as the test likes, at the client's side.
@@ -20,7 +22,7 @@ type rawPeer struct {
 }
 
 func newRawPeer(t testing.TB, c Config) (*rawPeer, *Session) {
-	noLeaks(t)
+	leaks.Check(t)
 	ta, tb := tcpPair(t)
 	s := Server(tb, c)
 	t.Cleanup(func() {
@@ -144,7 +146,7 @@ func TestPingFlood(t *testing.T) {
 // fill the memory with them.
 func TestAnswersAreNotRead(t *testing.T) {
 	ta, tb := net.Pipe() // which buffers nothing
-	noLeaks(t)
+	leaks.Check(t)
 	s := Server(tb, Config{MaxStreams: 1})
 	defer s.Close()
 	defer ta.Close()
@@ -230,7 +232,7 @@ func TestLateFrames(t *testing.T) {
 // and forgets the count of streams that are reset on their way.
 func TestAcknowledgements(t *testing.T) {
 	ta, tb := tcpPair(t)
-	noLeaks(t)
+	leaks.Check(t)
 	s := Client(ta, Config{MaxOpening: 2})
 	defer s.Close()
 	defer tb.Close()

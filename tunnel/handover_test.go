@@ -10,6 +10,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/linkrun/linkrun/internal/leaks"
+
 	"golang.org/x/sys/unix"
 )
 
@@ -119,7 +121,7 @@ func TestHandOver(t *testing.T) {
 func TestSocketsThatNobodyTakes(t *testing.T) {
 	a, b := sessions(t, unixPair, Config{Sockets: true}, Config{})
 	handing(t, b, echoServer(t))
-	before := descriptors(t)
+	before := leaks.Descriptors(t)
 	for i := range 30 {
 		st, err := a.Ask(context.Background(), Request{Kind: Socket})
 		if err != nil {
@@ -136,7 +138,7 @@ func TestSocketsThatNobodyTakes(t *testing.T) {
 			st.Abort()
 		}
 	}
-	until(t, "the sockets to be closed", func() bool { return descriptors(t) <= before })
+	until(t, "the sockets to be closed", func() bool { return leaks.Descriptors(t) <= before })
 	st, err := a.Ask(context.Background(), Request{Kind: Socket})
 	if err != nil {
 		t.Fatal(err)
@@ -146,7 +148,7 @@ func TestSocketsThatNobodyTakes(t *testing.T) {
 	}
 	a.Close()
 	st.Close()
-	until(t, "the sockets to be closed", func() bool { return descriptors(t) <= before })
+	until(t, "the sockets to be closed", func() bool { return leaks.Descriptors(t) <= before })
 }
 
 func TestHandOverElsewhere(t *testing.T) {
@@ -208,7 +210,7 @@ func TestSocketViolations(t *testing.T) {
 		"more than can be told": {tcp, 100, ping, "more sockets at a time than there may be"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			noLeaks(t)
+			leaks.Check(t)
 			ta, tb := unixPair(t)
 			s := Server(tb, Config{Sockets: true})
 			defer s.Close()

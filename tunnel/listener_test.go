@@ -12,12 +12,16 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/leaks"
+
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 // serveListener runs l on a port of its own until the test is over.
 func serveListener(t testing.TB, l *Listener) (addr string, stop func()) {
 	t.Helper()
-	noLeaks(t)
+	leaks.Check(t)
 	ln, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -71,7 +75,7 @@ func TestDialAndListen(t *testing.T) {
 
 // What a stranger does costs a place among the handshakes and a line.
 func TestStrangers(t *testing.T) {
-	var log lines
+	var log logbook.Log
 	addr, _ := serveListener(t, &Listener{
 		TLS:    testTLS(t),
 		Handle: func(c *Secured) { c.Close() },
@@ -150,7 +154,7 @@ func (f *failing) Accept() (net.Conn, error) {
 }
 
 func TestAcceptFailsForAWhile(t *testing.T) {
-	noLeaks(t)
+	leaks.Check(t)
 	ln, err := Listen(context.Background(), "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -214,22 +218,4 @@ func TestSecuredCloseWrite(t *testing.T) {
 	if _, err := a.Read(got); err != io.ErrUnexpectedEOF && err != io.EOF {
 		t.Errorf("reading gives %v", err)
 	}
-}
-
-// lines is a buffer for several goroutines.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/leaks"
 )
 
 // impatient notices death fast enough for a test.
@@ -50,7 +52,7 @@ func TestATransportThatTakesNothing(t *testing.T) {
 	if got := yamuxConfig(Config{}.withDefaults()).ConnectionWriteTimeout; got < time.Minute {
 		t.Errorf("yamux gives up after %v by itself", got)
 	}
-	noLeaks(t)
+	leaks.Check(t)
 	ta, tb := net.Pipe() // nobody reads at the other end
 	defer tb.Close()
 	s := Client(ta, impatient)

@@ -12,6 +12,10 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/leaks"
+
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 // hosts are two peers of each other, and how they reach each other.
@@ -29,7 +33,7 @@ type hosts struct {
 // newHosts runs two peers that echo what is sent to them. Nobody dials yet.
 func newHosts(t testing.TB, config Config, set func(a, b *Peer)) *hosts {
 	t.Helper()
-	noLeaks(t)
+	leaks.Check(t)
 	h := &hosts{t: t, config: config}
 	echo := func(in *Incoming) {
 		if err := in.Grant(); err != nil {
@@ -429,7 +433,7 @@ func TestPeerRefusesWithoutAHandler(t *testing.T) {
 
 // A peer that dials again and again does so at the cost of its own sessions.
 func TestPeerDialsTooOften(t *testing.T) {
-	var log lines
+	var log logbook.Log
 	h := newHosts(t, Config{}, func(_, b *Peer) { b.Log = slog.New(slog.NewTextHandler(&log, nil)) })
 	dial := h.dial(h.b)
 	var dialed []*Session
@@ -461,7 +465,7 @@ func TestPeerDialsTooOften(t *testing.T) {
 
 // A reason that is never twice the same does not fill the log.
 func TestPeerComplainsNowAndThen(t *testing.T) {
-	var log lines
+	var log logbook.Log
 	var told atomic.Int32
 	h := newHosts(t, Config{}, func(a, _ *Peer) {
 		a.Log = slog.New(slog.NewTextHandler(&log, nil))

@@ -21,12 +21,13 @@ import (
 
 	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 // running is what serve keeps with other hosts, until the test is over.
-func running(t *testing.T, f hostFlags) (*hosts, *lines) {
+func running(t *testing.T, f hostFlags) (*hosts, *logbook.Log) {
 	t.Helper()
-	log := new(lines)
+	log := new(logbook.Log)
 	ctx, cancel := context.WithCancel(context.Background())
 	h, err := openHosts(ctx, f, slog.New(slog.NewTextHandler(log, nil)))
 	if err != nil {
@@ -50,7 +51,7 @@ func running(t *testing.T, f hostFlags) (*hosts, *lines) {
 func TestIdentityComesLater(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "identity")
 	h, log := running(t, hostFlags{dir: dir, listen: []string{"127.0.0.1:0"}})
-	log.have(t, `level=WARN msg="this host has no identity yet, so there are no links with others"`, "ambassador ca init")
+	log.Only(t, `level=WARN msg="this host has no identity yet, so there are no links with others"`, "ambassador ca init")
 	if p := h.Peers(); p.Self.ID != "" || h.Name() != "" {
 		t.Errorf("without an identity it is %+v", p.Self)
 	}
@@ -63,14 +64,14 @@ func TestIdentityComesLater(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "roots.pem"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	log.have(t, `level=ERROR msg="this host's identity cannot be used"`, "there is no key in it")
+	log.Only(t, `level=ERROR msg="this host's identity cannot be used"`, "there is no key in it")
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
 	if err := caInit(dir, "example.org", "hosta", io.Discard); err != nil {
 		t.Fatal(err)
 	}
-	log.have(t, `level=INFO msg="keeping sessions with other hosts" own.id=spiffe://example.org/host/hosta`)
+	log.Only(t, `level=INFO msg="keeping sessions with other hosts" own.id=spiffe://example.org/host/hosta`)
 	p := h.Peers()
 	if want := (control.Self{ID: "spiffe://example.org/host/hosta", Until: p.Self.Until, Authority: "hosta", Listens: p.Self.Listens}); p.Self.ID != want.ID ||
 		p.Self.Authority != want.Authority || len(p.Self.Listens) != 1 || p.Self.Problem != "" || h.Name() != "hosta" {
@@ -86,7 +87,7 @@ func TestCertificateIsNoGoodAtStart(t *testing.T) {
 		"is valid from ":   time.Hour,
 	} {
 		h, log := running(t, hostFlags{files: certificate(t, time.Now().Add(start))})
-		line := log.have(t, `level=ERROR msg="no other host will talk to this one"`,
+		line := log.Only(t, `level=ERROR msg="no other host will talk to this one"`,
 			`err="the certificate of spiffe://example.org/host/hosta `+want, ", and the clock here says ", `hint="set the clock right; if it is, get a token`)
 		if strings.Contains(line, "\n") {
 			t.Errorf("it takes several lines: %q", line)
@@ -131,45 +132,4 @@ func certificate(t *testing.T, start time.Time) identity.Files {
 	cert := write("cert.pem", "CERTIFICATE", leafDER, err)
 	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
 	return identity.Files{Cert: cert, Key: write("key.pem", "PRIVATE KEY", keyDER, err), Roots: roots}
-}
-
-// lines is a log for several goroutines.
-type lines struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-// have waits for a line with all of the words, of which there has to be one.
-func (l *lines) have(t *testing.T, words ...string) string {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
-		var found []string
-		for line := range strings.Lines(l.String()) {
-			has := true
-			for _, word := range words {
-				has = has && strings.Contains(line, word)
-			}
-			if has {
-				found = append(found, strings.TrimSpace(line))
-			}
-		}
-		switch {
-		case len(found) == 1:
-			return found[0]
-		case len(found) > 1 || time.Now().After(deadline):
-			t.Fatalf("%d lines have %q, want one:\n%s", len(found), words, l)
-		}
-	}
 }
