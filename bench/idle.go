@@ -130,7 +130,7 @@ func links() workload {
 			if r.brief {
 				n = 10
 			}
-			pids, before, err := r.fresh(ctx)
+			_, before, err := r.fresh(ctx)
 			if err != nil {
 				return nil, err
 			}
@@ -143,7 +143,8 @@ func links() workload {
 					err = undone
 				}
 			}()
-			if pids, err = r.peer.carriers(); err != nil {
+			pids, err := r.peer.carriers() // some have one for each link
+			if err != nil {
 				return nil, err
 			}
 			after, err := held(pids)
