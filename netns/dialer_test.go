@@ -184,7 +184,7 @@ fwmark_reflect 0`
 32766: from all lookup main
 32767: from all lookup default
 77: from all fwmark 0x6c6b lookup 27755
-local default dev lo scope host
+local default dev lo scope host congctl reno
 tcp_fwmark_accept 1
 fwmark_reflect 1`
 
@@ -194,7 +194,7 @@ fwmark_reflect 1`
 77: from all fwmark 0x6c6b lookup 27755
 77: from all to 10.77.0.3 ipproto udp sport 53 dport 61000-65534 lookup 27755
 local 10.77.0.3 dev lo scope host src 10.77.0.2
-local default dev lo scope host
+local default dev lo scope host congctl reno
 tcp_fwmark_accept 1
 fwmark_reflect 1`
 )

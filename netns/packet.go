@@ -123,7 +123,7 @@ func (r *packetRoute) updateLocked(src netip.Addr) error {
 	}
 	return r.ns.Do(func() error {
 		if src != r.src {
-			if err := replaceLocalRoute(netip.PrefixFrom(r.to, 32), src); err != nil {
+			if err := replaceRoute(localRoute(netip.PrefixFrom(r.to, 32), src)); err != nil {
 				return err
 			}
 			r.src = src

@@ -24,7 +24,7 @@ import (
 // leave by the default route, for the recipient. What brings them back:
 //
 //	ip rule  add fwmark Mark lookup Table pref rulePriority
-//	ip route add local default dev lo table Table
+//	ip route add local default dev lo table Table congctl reno
 //	net.ipv4.tcp_fwmark_accept = 1   a connection has the mark of its SYN
 //	net.ipv4.fwmark_reflect = 1      so have the RST or ICMP message it may get
 //	                                 instead: without, "refused" is a time-out
@@ -70,7 +70,9 @@ func addRoutes() (before map[string]string, err error) {
 	if err := addRule(rule{mark: Mark}); err != nil {
 		return before, err
 	}
-	return before, replaceLocalRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.Addr{})
+	route := localRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.Addr{})
+	route.Congctl = congestionControl
+	return before, replaceRoute(route)
 }
 
 // removeRoutes undoes addRoutes, and removes the rules of all packetRoutes.
@@ -221,11 +223,9 @@ func removeTable() error {
 	return errors.Join(errs...)
 }
 
-// replaceLocalRoute has Table deliver packets for dst to this namespace's own
-// sockets. A server that does not say from which address it answers uses src.
-func replaceLocalRoute(dst netip.Prefix, src netip.Addr) error {
-	if err := netlink.RouteReplace(localRoute(dst, src)); err != nil {
-		return fmt.Errorf("adding local route %v src %v: %w", dst, src, err)
+func replaceRoute(r *netlink.Route) error {
+	if err := netlink.RouteReplace(r); err != nil {
+		return fmt.Errorf("adding route %v: %w", r, err)
 	}
 	return nil
 }
@@ -237,6 +237,8 @@ func deleteLocalRoute(dst netip.Prefix) error {
 	return nil
 }
 
+// localRoute has Table deliver packets for dst to this namespace's own
+// sockets. A server that does not say from which address it answers uses src.
 func localRoute(dst netip.Prefix, src netip.Addr) *netlink.Route {
 	return &netlink.Route{
 		Table:     Table,

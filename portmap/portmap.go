@@ -43,6 +43,9 @@ type Namespace interface {
 	RawPackets() (fd int, err error)
 	// EphemeralPorts returns the range of ports the kernel gives to clients.
 	EphemeralPorts() (first, last uint16, err error)
+	// RouteAliases has connections to loopback addresses take the way that is
+	// best for connections within a host, until undo.
+	RouteAliases(netip.Prefix) (undo func() error, err error)
 }
 
 // Sink takes over the sockets on which a recipient's links are reached. When
@@ -76,6 +79,7 @@ type Map[L any] struct {
 
 	mu      sync.Mutex // Set, Delete and Close, one at a time
 	ports   carrier
+	unroute func() error // nil if there is nothing to undo
 	steered bool
 	closed  bool
 }
@@ -105,6 +109,18 @@ func Open[L any](ns Namespace, sink Sink, log *slog.Logger) (*Map[L], error) {
 }
 
 func open[L any](ns Namespace, sink Sink, log *slog.Logger, load loader) (*Map[L], error) {
+	m, err := openPorts[L](ns, sink, log, load)
+	if err != nil {
+		return nil, err
+	}
+	if m.unroute, err = ns.RouteAliases(Aliases); err != nil {
+		// Without, there is a way, which may be a slower one.
+		log.Warn("choosing the way to a recipient's links", "err", err)
+	}
+	return m, nil
+}
+
+func openPorts[L any](ns Namespace, sink Sink, log *slog.Logger, load loader) (*Map[L], error) {
 	prog, err := load(ns.FD())
 	switch {
 	case err == nil:
@@ -227,7 +243,11 @@ func (m *Map[L]) Close() error {
 	}
 	m.closed = true
 	m.table.clear()
-	if err := m.ports.close(); err != nil {
+	err := m.ports.close()
+	if m.unroute != nil {
+		err = errors.Join(err, m.unroute())
+	}
+	if err != nil {
 		return fmt.Errorf("closing the ports of a recipient: %w", err)
 	}
 	return nil

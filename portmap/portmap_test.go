@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/vishvananda/netlink"
+
 	ebpflink "github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
@@ -339,6 +341,9 @@ func TestManyPortsAndAliases(t *testing.T) {
 	if got := programs(t, n); got != 1 {
 		t.Errorf("there are %d programs, want 1", got)
 	}
+	if !routed(t, n) {
+		t.Error("there is no route to the aliases")
+	}
 	if tcp, udp := listening(t, n, "tcp"), listening(t, n, "udp"); len(tcp) != 1 || len(udp) != 1 {
 		t.Errorf("listening on %v and %v, want one of each", tcp, udp)
 	}
@@ -359,6 +364,20 @@ func descriptors(t testing.TB) int {
 	return len(list)
 }
 
+// routed tells whether there is a route to the aliases, beside the kernel's own
+// to all of 127.0.0.0/8.
+func routed(t testing.TB, n *netns.Namespace) (found bool) {
+	t.Helper()
+	netnstest.Do(t, n, func() error {
+		routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_LOCAL}, netlink.RT_FILTER_TABLE)
+		for _, r := range routes {
+			found = found || r.Dst != nil && r.Dst.String() == portmap.Aliases.String()
+		}
+		return err
+	})
+	return found
+}
+
 func TestCloseLeavesNothing(t *testing.T) {
 	n := netnstest.New(t)
 	serve(t, netnstest.New(t)) // what the BPF package opens once, and keeps
@@ -377,6 +396,9 @@ func TestCloseLeavesNothing(t *testing.T) {
 	}
 	if tcp, udp := listening(t, n, "tcp"), listening(t, n, "udp"); len(tcp)+len(udp) != 0 {
 		t.Errorf("after Close there are sockets on %v and %v", tcp, udp)
+	}
+	if routed(t, n) {
+		t.Error("after Close there is a route")
 	}
 	netnstest.Until(t, "every descriptor to be closed", func() bool { return descriptors(t) <= fds })
 	wantWho(t, n, "tcp", "127.77.0.2:80", "refused")

@@ -104,7 +104,6 @@ func (w *worker) hasRead(r *transfer) {
 		w.copiedBytes += uint64(r.n)
 		from.flags |= bulk
 		from.small = 0
-		w.settle(r.c)
 	default:
 		w.copiedBytes += uint64(r.n)
 		if from.is(last) {

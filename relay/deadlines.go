@@ -2,8 +2,6 @@ package relay
 
 import (
 	"golang.org/x/sys/unix"
-
-	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 // schedule files c under its next deadline, if it has one.
@@ -84,8 +82,5 @@ func (w *worker) settle(c *conn) {
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPIDLE, 60)
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPINTVL, 15)
 		setInt(fd, unix.IPPROTO_TCP, unix.TCP_KEEPCNT, 4)
-	}
-	if !c.shared {
-		sockopt.Reno(int(c.ends[fromSource].fd))
 	}
 }

@@ -72,8 +72,8 @@ func tell(t *testing.T, from, to *net.TCPConn, what string) {
 	expect(t, to, []byte(what))
 }
 
-// What is accepted from elsewhere than this host has a real network to deal
-// with, for which the administrator has chosen.
+// Connections within the host are not paced. What is accepted from elsewhere
+// has a real network to deal with, for which the administrator has chosen.
 func TestCongestionControl(t *testing.T) {
 	control := func(fd int) string {
 		name, err := unix.GetsockoptString(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION)

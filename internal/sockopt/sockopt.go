@@ -9,12 +9,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Reno is for sockets whose other end is on this host. Losses do not happen
-// there and the round trip is a wake-up, so a congestion control that paces
-// or probes only costs: BBR, a default of many hosts, takes a third of the
-// throughput with its timers, and a few percent of each small message. Reno
-// is in every kernel and allowed to every user. Sockets that a listener
-// accepts have it from that.
+// Reno is for sockets whose other end is on this host, before they are
+// connected: BBR goes on pacing when it is replaced later. Package netns says
+// why, and has a way that costs less. Reno is in every kernel and allowed to
+// every user. Sockets that a listener accepts have it from that.
 func Reno(fd int) {
 	const name = "reno"
 	set(fd, unix.IPPROTO_TCP, unix.TCP_CONGESTION, unsafe.Pointer(unsafe.StringData(name)), uintptr(len(name)))
