@@ -1,8 +1,11 @@
 package e2e
 
 import (
+	"bufio"
+	"errors"
 	"fmt"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -141,10 +144,19 @@ func TestRecipientRestarts(t *testing.T) {
 func TestAmbassadorKilled(t *testing.T) {
 	h := newHost(t)
 	h.echo(t, "db", nil, 5432)
-	h.start(t, "web", "--link", "db:webdb", h.busybox, "sleep", "1000")
+	h.source(t, "slow", "--expose=6000", h.busybox, "nc", "-ll", "-p", "6000", "-e", "sh", "-c", "echo half; exec sleep 1000")
+	h.start(t, "web", "--link", "slow:slow", "--link", "db:webdb", h.busybox, "sleep", "1000")
 	h.back(t, "db")
 	for range 3 {
+		open := h.dialIn(t, "web", "127.77.0.2:6000")
+		if got, err := bufio.NewReader(open).ReadString('\n'); got != "half\n" {
+			t.Fatalf("%q, %v from a source that has not finished", got, err)
+		}
 		h.agent.kill()
+		// Half must not look like the whole.
+		if n, err := open.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("a connection that was open reads %d bytes, %v, want a reset", n, err)
+		}
 		if err := h.refused("web", "webdb", 5432); err != nil {
 			t.Error("without an ambassador:", err)
 		}
