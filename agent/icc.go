@@ -71,12 +71,22 @@ const (
 // lock for it keeps containers from starting.
 const askFor = 10 * time.Second
 
-// Run enforces mode until ctx ends. It calls ready once, when what the mode
+// Begin reads the permissions and sets the mode. It comes before everything
+// else: without a mode, what an earlier ambassador enforced would be given up.
+func (k *ICC) Begin(mode Mode) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.mode = mode
+	k.detours, k.ending = make(map[detour]docker.Container), make(map[detour]docker.Container)
+	return k.allowed.load(k.Dir)
+}
+
+// Run enforces the mode until ctx ends. It calls ready once, when what the mode
 // asks for is enforced.
-func (k *ICC) Run(ctx context.Context, mode Mode, ready func()) error {
-	if err := k.begin(mode, ready); err != nil {
-		return err
-	}
+func (k *ICC) Run(ctx context.Context, ready func()) error {
+	k.mu.Lock()
+	k.readyYet = ready
+	k.mu.Unlock()
 	var helpers sync.WaitGroup
 	defer helpers.Wait()
 	var broken error // why Follow ended, which then ends everything
@@ -110,15 +120,6 @@ func (k *ICC) Run(ctx context.Context, mode Mode, ready func()) error {
 		}
 		k.step(ctx, why)
 	}
-}
-
-// begin reads the permissions.
-func (k *ICC) begin(mode Mode, ready func()) error {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	k.mode, k.readyYet = mode, ready
-	k.detours, k.ending = make(map[detour]docker.Container), make(map[detour]docker.Container)
-	return k.allowed.load(k.Dir)
 }
 
 // reasons are what a change makes it worth to ask the engine for.
@@ -234,10 +235,10 @@ func (k *ICC) Settled(ctx context.Context, ctr docker.Container) error {
 	known := func(n docker.Network) bool {
 		return slices.ContainsFunc(k.networks, func(i docker.NetworkInfo) bool { return i.ID == n.ID })
 	}
-	for _, n := range ctr.Networks {
-		if !known(n) {
-			return k.settle(ctx, reasons{networks: true})
-		}
+	// Without any network known there would be no bridge to close, and those
+	// that are closed would be opened.
+	if k.networks == nil || slices.ContainsFunc(ctr.Networks, func(n docker.Network) bool { return !known(n) }) {
+		return k.settle(ctx, reasons{networks: true})
 	}
 	return k.isolate(WantedBridges(k.networks, k.mode))
 }
@@ -245,7 +246,7 @@ func (k *ICC) Settled(ctx context.Context, ctr docker.Container) error {
 // Remove is ICCOff for an ICC that does not run: it removes what one that ran
 // left. Engine may be nil.
 func (k *ICC) Remove(ctx context.Context) ([]string, error) {
-	if err := k.begin(ICCOff, nil); err != nil {
+	if err := k.Begin(ICCOff); err != nil {
 		return nil, err
 	}
 	return k.ICCOff(ctx)

@@ -17,6 +17,13 @@ func (k *ICC) ICC(ctx context.Context) (control.ICC, error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	s := control.ICC{Mode: string(k.mode), Bridges: []control.ICCBridge{}, Allowed: []control.ICCPermission{}, Missing: []string{}}
+	if k.networks == nil || k.mode == ICCOff {
+		// Nobody has listed them yet, or goes on doing so. Without, there would
+		// be nothing missing.
+		if err := k.listNetworks(ctx); err != nil {
+			return s, err
+		}
+	}
 	wanted := WantedBridges(k.networks, k.mode)
 	host, err := k.Ports.Read()
 	if err != nil {

@@ -158,9 +158,12 @@ func TestWantedBridges(t *testing.T) {
 // run runs k until the test ends, and returns when it is ready.
 func run(t *testing.T, k *ICC, mode Mode) {
 	t.Helper()
+	if err := k.Begin(mode); err != nil {
+		t.Fatal(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ready, done := make(chan struct{}), make(chan error)
-	go func() { done <- k.Run(ctx, mode, func() { close(ready) }) }()
+	go func() { done <- k.Run(ctx, func() { close(ready) }) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
@@ -274,6 +277,35 @@ func TestSettled(t *testing.T) {
 	}
 }
 
+// Before the networks were looked at for the first time, nothing that stands is
+// opened, and nobody is told that all is well.
+func TestFirstMoments(t *testing.T) {
+	start := func() (*fakeHost, *ICC) {
+		h := &fakeHost{networks: someNetworks[:2], closed: []string{"docker0", "br-2"}} // by an earlier ambassador
+		k, _ := newFakeICC(t, h)
+		if err := k.Begin(ICCDeny); err != nil {
+			t.Fatal(err)
+		}
+		return h, k
+	}
+	h, k := start()
+	if err := k.Settled(t.Context(), docker.Container{}); err != nil || slices.Contains(h.calls, "enforce []") || len(h.closed) != 2 {
+		t.Errorf("closed are %v, %v, after %q", h.closed, err, h.calls)
+	}
+	h, k = start()
+	h.err = errors.New("no answer")
+	if err := k.Settled(t.Context(), docker.Container{}); err == nil || len(h.closed) != 2 {
+		t.Errorf("without an engine closed are %v, %v", h.closed, err)
+	}
+	if s, err := k.ICC(t.Context()); err == nil {
+		t.Errorf("without an engine the report is %+v", s)
+	}
+	_, k = start()
+	if s, err := k.ICC(t.Context()); err != nil || len(s.Bridges) != 2 || len(s.Missing) == 0 {
+		t.Errorf("the report is %+v, %v", s, err)
+	}
+}
+
 // While a container is not kept apart, its links are not announced to its
 // program.
 func TestNoWordBeforeItIsKeptApart(t *testing.T) {
@@ -354,7 +386,7 @@ func TestPermissions(t *testing.T) {
 
 	// They are kept for the next agent.
 	next := &ICC{Dir: k.Dir}
-	if err := next.begin(ICCDeny, nil); err != nil || len(next.allowed.list) != 2 {
+	if err := next.Begin(ICCDeny); err != nil || len(next.allowed.list) != 2 {
 		t.Errorf("kept are %v, %v", next.allowed.list, err)
 	}
 	var kept []control.ICCPermission
@@ -373,7 +405,7 @@ func TestPermissions(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(k.Dir, "icc.json"), []byte(`[{"port": "x"}]`), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := next.begin(ICCDeny, nil); err == nil || !strings.HasPrefix(err.Error(), `reading the permissions in "`) {
+	if err := next.Begin(ICCDeny); err == nil || !strings.HasPrefix(err.Error(), `reading the permissions in "`) {
 		t.Errorf("the error is %v", err)
 	}
 }

@@ -143,6 +143,9 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 	a := agent.New(engine, who, mover, log)
 	icc := newICC(dir, bridges, log)
 	icc.Engine, icc.Who = engine, who
+	if err := icc.Begin(mode); err != nil {
+		return err
+	}
 	a.Settled = icc.Settled
 	a.Hosts, a.Name, a.Hold, a.Policy = hosts, hosts.Name, hosts.Hold > 0, rules
 	hosts.Handle, hosts.Changed = a.Answer, a.HostChanged
@@ -175,7 +178,7 @@ func serveEngine(ctx context.Context, engine *docker.Client, dir string, workers
 			return nil
 		})
 	}
-	g.Go(func() error { return icc.Run(ctx, mode, ready) })
+	g.Go(func() error { return icc.Run(ctx, ready) })
 	g.Go(func() error {
 		return a.Run(ctx, func() {
 			log.Info("every link found is carried")
