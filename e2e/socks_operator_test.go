@@ -76,6 +76,7 @@ func (h *host) operator(t *testing.T, args ...string) (url string, stop func()) 
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	t.Cleanup(cancel)
 	var cmd *exec.Cmd = h.Command(ctx, h.bin.Ambassador, append([]string{"socks", "--dir", h.dir}, args...)...)
+	cmd.Stderr = t.Output()
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -55,9 +55,10 @@ func TestKilledRelayResets(t *testing.T) {
 				expectReset(t, c.source)
 			}
 			for _, conn := range []*net.TCPConn{c.recipient, c.source} {
-				if _, err := conn.Write([]byte("more")); err == nil {
-					t.Error("written to a connection that is gone")
-				}
+				eventually(t, "nothing to be written any more", func() bool {
+					_, err := conn.Write([]byte("more"))
+					return err != nil
+				})
 			}
 		})
 	}

@@ -65,12 +65,8 @@ func runSocks(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 		return err
 	}
 	client := control.Dial(*dir)
-	list, err := client.Links(ctx)
-	if err != nil {
-		return noAgent(err)
-	}
-	if !slices.ContainsFunc(list, func(l control.Link) bool { return l.Recipient == *as }) {
-		return hinted{fmt.Errorf("there is no recipient %q", *as), "`ambassador links` lists those there are"}
+	if err := waitForRecipient(ctx, client, *as); err != nil {
+		return err
 	}
 	ln, err := listenForSocks(network, where)
 	if err != nil {
@@ -90,6 +86,32 @@ func runSocks(ctx context.Context, args []string, stdout, stderr io.Writer) erro
 	fmt.Fprintln(stdout, url)
 	p.serve(ctx, ln)
 	return nil
+}
+
+// recipientPatience is how long a container may take to become known that was
+// started just before.
+const recipientPatience = time.Second
+
+func waitForRecipient(ctx context.Context, client *control.Client, name string) error {
+	ticker := time.NewTicker(20 * time.Millisecond)
+	defer ticker.Stop()
+	for end := time.Now().Add(recipientPatience); ; {
+		list, err := client.Links(ctx)
+		if err != nil {
+			return noAgent(err)
+		}
+		if slices.ContainsFunc(list, func(l control.Link) bool { return l.Recipient == name }) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return hinted{fmt.Errorf("there is no recipient %q", name), "`ambassador links` lists those there are"}
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-ticker.C:
+		}
+	}
 }
 
 // socksAddress splits the value of --listen.
