@@ -85,7 +85,7 @@ func TestSoak(t *testing.T) {
 	}
 
 	t.Run("with leaks", func(t *testing.T) {
-		if _, err := w.a.tell("leak 100"); err != nil {
+		if _, err := w.a.tell("leak 25"); err != nil {
 			t.Fatal(err)
 		}
 		s.series, s.settle = nil, 100*time.Millisecond // it does not rest any more
