@@ -3,12 +3,8 @@
 package netns
 
 import (
-	"errors"
-	"fmt"
-	"net"
 	"net/netip"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -26,23 +22,14 @@ const congestionControl = "reno"
 // as that goes. Nothing else changes: the route to these addresses is the one
 // there is. undo takes that back.
 func (n *Namespace) RouteAliases(prefix netip.Prefix) (undo func() error, err error) {
-	route := &netlink.Route{
-		Table:     unix.RT_TABLE_LOCAL,
-		Type:      unix.RTN_LOCAL,
-		Scope:     unix.RT_SCOPE_HOST,
-		LinkIndex: loopbackIndex,
-		Dst:       &net.IPNet{IP: prefix.Addr().AsSlice(), Mask: net.CIDRMask(prefix.Bits(), prefix.Addr().BitLen())},
-		Src:       loopback.AsSlice(), // the client's address, as on the kernel's own route to 127.0.0.0/8
-		Congctl:   congestionControl,
-	}
-	if err := n.Do(func() error { return netlink.RouteReplace(route) }); err != nil {
-		return nil, fmt.Errorf("adding local route %v: %w", prefix, err)
+	// The source is the client's address, as on the kernel's own route to
+	// 127.0.0.0/8.
+	route := localRoute(unix.RT_TABLE_LOCAL, prefix, loopback)
+	route.Congctl = congestionControl
+	if err := n.Do(func() error { return replaceRoute(route) }); err != nil {
+		return nil, err
 	}
 	return func() error {
-		err := n.Do(func() error { return netlink.RouteDel(route) })
-		if err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("deleting local route %v: %w", prefix, err)
-		}
-		return nil
+		return n.Do(func() error { return deleteRoute(route) })
 	}, nil
 }

@@ -123,7 +123,7 @@ func (r *packetRoute) updateLocked(src netip.Addr) error {
 	}
 	return r.ns.Do(func() error {
 		if src != r.src {
-			if err := replaceRoute(localRoute(netip.PrefixFrom(r.to, 32), src)); err != nil {
+			if err := replaceRoute(localRoute(Table, netip.PrefixFrom(r.to, 32), src)); err != nil {
 				return err
 			}
 			r.src = src
@@ -175,7 +175,7 @@ func (r *packetRoute) remove() error {
 		if r.rule != (rule{}) {
 			err = deleteRule(r.rule)
 		}
-		return errors.Join(err, deleteLocalRoute(netip.PrefixFrom(r.to, 32)))
+		return errors.Join(err, deleteRoute(localRoute(Table, netip.PrefixFrom(r.to, 32), netip.Addr{})))
 	})
 	if errors.Is(err, os.ErrClosed) {
 		return nil // the namespace was let go before: there is nothing to tidy up for us

@@ -70,7 +70,7 @@ func addRoutes() (before map[string]string, err error) {
 	if err := addRule(rule{mark: Mark}); err != nil {
 		return before, err
 	}
-	route := localRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.Addr{})
+	route := localRoute(Table, netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.Addr{})
 	route.Congctl = congestionControl
 	return before, replaceRoute(route)
 }
@@ -230,18 +230,18 @@ func replaceRoute(r *netlink.Route) error {
 	return nil
 }
 
-func deleteLocalRoute(dst netip.Prefix) error {
-	if err := netlink.RouteDel(localRoute(dst, netip.Addr{})); err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("deleting local route %v: %w", dst, err)
+func deleteRoute(r *netlink.Route) error {
+	if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("deleting route %v: %w", r, err)
 	}
 	return nil
 }
 
-// localRoute has Table deliver packets for dst to this namespace's own
+// localRoute has a table deliver packets for dst to this namespace's own
 // sockets. A server that does not say from which address it answers uses src.
-func localRoute(dst netip.Prefix, src netip.Addr) *netlink.Route {
+func localRoute(table int, dst netip.Prefix, src netip.Addr) *netlink.Route {
 	return &netlink.Route{
-		Table:     Table,
+		Table:     table,
 		Type:      unix.RTN_LOCAL,
 		Scope:     unix.RT_SCOPE_HOST,
 		LinkIndex: loopbackIndex,
