@@ -6,9 +6,9 @@ import (
 	"syscall"
 	"unsafe"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 // calls is the seam below which there is only the kernel: the calls that move

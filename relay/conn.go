@@ -211,9 +211,8 @@ func (w *worker) finish(c *conn) {
 	w.end(c, finished)
 }
 
-// abort resets both ends: neither may take what it has got for a whole.
-func (w *worker) abort(c *conn, why cause) { w.end(c, why) }
-
+// end closes both ends, with a reset unless finish has seen to that: neither
+// may take what it has got for a whole.
 func (w *worker) end(c *conn, why cause) {
 	if f := c.flow; f != nil {
 		delete(f.listener.flows, f.key)

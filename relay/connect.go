@@ -4,9 +4,9 @@ import (
 	"net/netip"
 	"syscall"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 // begin takes over an accepted connection: finds its link and starts to
@@ -42,14 +42,14 @@ func (w *worker) begin(fd int32, route func(netip.AddrPort) *Link) {
 	switch errno := startConnect(int32(source), to); errno {
 	case 0, unix.EINPROGRESS, unix.EINTR:
 	default:
-		w.abort(c, connectCause(errno))
+		w.end(c, connectCause(errno))
 		return
 	}
 	if !w.shortcut(c) {
 		return
 	}
 	if !w.watch(c, fromSource) || !w.watch(c, fromRecipient) {
-		w.abort(c, noSocket)
+		w.end(c, noSocket)
 		return
 	}
 	w.schedule(c)
@@ -68,7 +68,7 @@ func (w *worker) shortcut(c *conn) bool {
 	case errno == unix.EAGAIN || errno == unix.EINTR:
 		n = 0
 	case errno != 0:
-		w.abort(c, abandoned)
+		w.end(c, abandoned)
 		return false
 	case n == 0:
 		recipient.flags = ended
@@ -86,7 +86,7 @@ func (w *worker) shortcut(c *conn) bool {
 		case errno == unix.EAGAIN || errno == unix.EINTR:
 			m = 0
 		default:
-			w.abort(c, connectCause(errno))
+			w.end(c, connectCause(errno))
 			return false
 		}
 		w.hold(recipient, buf[m:n])
@@ -114,7 +114,7 @@ func (w *worker) join(a, b int32, l *Link) {
 		// A unix socket's read stops between messages of different senders.
 		c.ends[i].flags = writable | unsure
 		if !w.watch(c, i) {
-			w.abort(c, noSocket)
+			w.end(c, noSocket)
 			return
 		}
 	}
@@ -128,14 +128,14 @@ func (w *worker) connected(c *conn, i int, events uint32) bool {
 		// A recipient that has only sent its FIN may well wait for an
 		// answer. One that has reset has gone.
 		if events&unix.EPOLLERR != 0 {
-			w.abort(c, abandoned)
+			w.end(c, abandoned)
 		}
 		return false
 	}
 	if events&(unix.EPOLLERR|unix.EPOLLHUP) != 0 {
 		errno, _ := getInt(c.ends[fromSource].fd, unix.SOL_SOCKET, unix.SO_ERROR)
 		if errno != 0 || events&unix.EPOLLOUT == 0 {
-			w.abort(c, connectCause(syscall.Errno(errno)))
+			w.end(c, connectCause(syscall.Errno(errno)))
 			return false
 		}
 	}

@@ -1,8 +1,6 @@
 package relay
 
-import (
-	"golang.org/x/sys/unix"
-)
+import "golang.org/x/sys/unix"
 
 // schedule files c under its next deadline, if it has one.
 func (w *worker) schedule(c *conn) {
@@ -60,7 +58,7 @@ func (w *worker) expire(c *conn) {
 	due, why, any := w.deadline(c)
 	if any && int32(due-w.now) <= 0 {
 		if why != finished {
-			w.abort(c, why)
+			w.end(c, why)
 			return
 		}
 		w.settle(c)

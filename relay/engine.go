@@ -10,9 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 var (

@@ -48,7 +48,7 @@ func (w *worker) run(c *conn) {
 	// What a broken end had sent before it broke is still delivered, as far
 	// as the other end takes it at once.
 	if (c.ends[0].is(broken) || c.ends[1].is(broken)) && !c.queued && c.inBatch == 0 {
-		w.abort(c, resetByEnd)
+		w.end(c, resetByEnd)
 	}
 }
 
@@ -231,7 +231,7 @@ func (w *worker) passEnd(c *conn, i int) bool {
 		if c.inBatch > 0 {
 			return true // what the other end has sent is on its way
 		}
-		w.abort(c, resetByEnd)
+		w.end(c, resetByEnd)
 		return false
 	case to.is(ended) && to.held == 0:
 		w.finish(c)

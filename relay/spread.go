@@ -230,7 +230,7 @@ func (w *worker) receive(moved *conn) {
 	w.load.Store(int64(w.slab.live))
 	for i := range c.ends {
 		if !w.watch(c, i) {
-			w.abort(c, noSocket)
+			w.end(c, noSocket)
 			return
 		}
 	}

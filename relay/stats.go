@@ -238,7 +238,7 @@ func (l *Link) Cut() int {
 		e.everyWorker(func(w *worker) {
 			w.slab.each(func(c *conn) {
 				if c.link == l {
-					w.abort(c, wasCut)
+					w.end(c, wasCut)
 					n++
 				}
 			})
@@ -263,7 +263,7 @@ func (l *Link) GiveUp() (n int) {
 	e.everyWorker(func(w *worker) {
 		w.slab.each(func(c *conn) {
 			if c.link == l && c.state == connecting {
-				w.abort(c, unreachable)
+				w.end(c, unreachable)
 				n++
 			}
 		})

@@ -11,9 +11,9 @@ import (
 	"sync/atomic"
 	"syscall"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 // Taken is a connection that Link.Take has got. It stays one of its link, is

@@ -286,7 +286,7 @@ func (w *worker) closeEverything() {
 	for _, l := range w.packets {
 		w.stopPackets(l)
 	}
-	w.slab.each(func(c *conn) { w.abort(c, wasCut) })
+	w.slab.each(func(c *conn) { w.end(c, wasCut) })
 	w.pipes.close()
 	w.report()
 	if w.calls.ring != nil {

@@ -10,9 +10,9 @@ import (
 	"os"
 	"sync"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/sockopt"
 )
 
 // door is a port that takes connections while it is open, and refuses them

@@ -12,11 +12,10 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/linkrun/linkrun/internal/sockopt"
-
 	"golang.org/x/sys/unix"
 
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/sockopt"
 	"github.com/linkrun/linkrun/link"
 	"github.com/linkrun/linkrun/tunnel"
 )
