@@ -36,8 +36,8 @@ func TestAnswerTCP(t *testing.T) {
 	if got, err := io.ReadAll(st); string(got) != "question" || err != nil {
 		t.Errorf("got %q, %v", got, err)
 	}
-	if !h.log.has("audit: allow", "host=hosta", "recipient=web", "source=db", "port=5432/tcp", "(label)", "from=172.17.0.9:4000") {
-		t.Errorf("the log is\n%s", h.log.b.String())
+	if !h.log.Has("audit: allow", "host=hosta", "recipient=web", "source=db", "port=5432/tcp", "(label)", "from=172.17.0.9:4000") {
+		t.Errorf("the log is\n%s", h.log.String())
 	}
 	until(t, "the source to be let go", func() bool { return len(h.agent.exports.all()) == 0 && h.dialers() == 0 })
 	if n := h.agent.guard.Live(); n != 0 {
@@ -126,8 +126,8 @@ func TestAnswerRefuses(t *testing.T) {
 	if _, err := h.ask(tunnel.Request{Kind: tunnel.Kind(9), Source: "db", Recipient: "web"}); err == nil || err.Error() != `unsupported: this host has nothing of the kind "kind 9"` {
 		t.Errorf("answer %v", err)
 	}
-	if !h.log.has("audit: deny", "recipient=thief", "deny hosta/thief db (policy:1)") {
-		t.Errorf("the log is\n%s", h.log.b.String())
+	if !h.log.Has("audit: deny", "recipient=thief", "deny hosta/thief db (policy:1)") {
+		t.Errorf("the log is\n%s", h.log.String())
 	}
 }
 
@@ -220,7 +220,7 @@ func TestWithdrawnPermissionCuts(t *testing.T) {
 	}
 	for _, who := range []string{"op", "web"} {
 		until(t, "the record of "+who, func() bool {
-			return h.log.has("audit: cut", "host=hosta", "recipient="+who, "source=db", "port=5432/tcp", "since=", "no rule allows it")
+			return h.log.Has("audit: cut", "host=hosta", "recipient="+who, "source=db", "port=5432/tcp", "since=", "no rule allows it")
 		})
 	}
 }
@@ -264,8 +264,8 @@ func TestWatchTells(t *testing.T) {
 	if got := stranger(); got.Status != tunnel.NoSource || got.Reason != `there is no source "db" that "stranger" may be linked to` || got.Env != nil {
 		t.Errorf("a stranger was told %+v", got)
 	}
-	if !h.log.has("audit: deny", "recipient=stranger", "source=db") || !h.log.has("audit: allow", "recipient=web", "source=db") {
-		t.Errorf("the log is\n%s", h.log.b.String())
+	if !h.log.Has("audit: deny", "recipient=stranger", "source=db") || !h.log.Has("audit: allow", "recipient=web", "source=db") {
+		t.Errorf("the log is\n%s", h.log.String())
 	}
 }
 
@@ -324,7 +324,7 @@ func TestExportIsTriedAgain(t *testing.T) {
 	if got := told(); got.Status != tunnel.OK {
 		t.Errorf("told %+v", got)
 	}
-	if !h.log.has("engine on fire") {
+	if !h.log.Has("engine on fire") {
 		t.Error("nothing is said about why")
 	}
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/linkrun/linkrun/bridge"
 	"github.com/linkrun/linkrun/control"
 	"github.com/linkrun/linkrun/docker"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/iptables"
 )
 
@@ -100,26 +101,9 @@ func (r fakeRules) Remove(context.Context) ([]string, error) {
 	return []string{"ip: removed chain AMBASSADOR-ICC: 3 rules"}, err
 }
 
-func newFakeICC(t *testing.T, h *fakeHost) (*ICC, *syncLog) {
-	var log syncLog
+func newFakeICC(t *testing.T, h *fakeHost) (*ICC, *logbook.Log) {
+	var log logbook.Log
 	return &ICC{Engine: h, Rules: fakeRules{h}, Ports: h, Dir: t.TempDir(), Log: slog.New(slog.NewTextHandler(&log, nil))}, &log
-}
-
-type syncLog struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *syncLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *syncLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 var someNetworks = []docker.NetworkInfo{

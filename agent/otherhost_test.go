@@ -1,7 +1,6 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/linkrun/linkrun/docker"
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/link"
 	"github.com/linkrun/linkrun/policy"
 	"github.com/linkrun/linkrun/relay"
@@ -150,36 +150,12 @@ func (d *localDialer) DialPackets(context.Context, uint16) (*net.UDPConn, error)
 
 func (d *localDialer) Close() error { d.closed(); return nil }
 
-// record is a log that may be read while it is written.
-type record struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (r *record) Write(p []byte) (int, error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.b.Write(p)
-}
-
-// has tells whether one line has all these words.
-func (r *record) has(words ...string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for line := range strings.Lines(r.b.String()) {
-		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
-			return true
-		}
-	}
-	return false
-}
-
 // sourceHost is a host with sources, and the session that hosta has with it.
 type sourceHost struct {
 	t      *testing.T
 	engine *liveEngine
 	agent  *Agent
-	log    record
+	log    logbook.Log
 	dialer localDialer
 
 	mu   sync.Mutex

@@ -208,8 +208,8 @@ func TestRemoteCarries(t *testing.T) {
 		s := f.carrier.relay.Stats()
 		return s.Open == 1 && s.Total == 2 && s.ToSource == 16 && s.ToRecipient == 16
 	})
-	if !f.b.log.has("audit: allow", "recipient=web", "from=172.17.0.9:") {
-		t.Errorf("the log of the source's host is\n%s", f.b.log.b.String())
+	if !f.b.log.Has("audit: allow", "recipient=web", "from=172.17.0.9:") {
+		t.Errorf("the log of the source's host is\n%s", f.b.log.String())
 	}
 	if n := f.carrier.relay.Cut(); n != 1 {
 		t.Errorf("cut %d, want the flow", n)

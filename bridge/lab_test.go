@@ -1,14 +1,12 @@
 package bridge_test
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
-	"sync"
 	"testing"
 	"time"
 
@@ -16,6 +14,7 @@ import (
 
 	"github.com/linkrun/linkrun/bridge"
 	"github.com/linkrun/linkrun/internal/frame"
+	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/netns"
 	"github.com/linkrun/linkrun/netns/netnstest"
 )
@@ -139,9 +138,9 @@ func (l *lab) open() *bridge.Host {
 	return h
 }
 
-func (l *lab) openWithLog() (*bridge.Host, *logBuffer) {
+func (l *lab) openWithLog() (*bridge.Host, *logbook.Log) {
 	l.t.Helper()
-	var log logBuffer
+	var log logbook.Log
 	var h *bridge.Host
 	l.do(func() (err error) {
 		h, err = bridge.Open(slog.New(slog.NewTextHandler(&log, nil)))
@@ -162,23 +161,6 @@ func (l *lab) follow(h *bridge.Host) {
 			l.t.Errorf("Follow: %v", err)
 		}
 	})
-}
-
-type logBuffer struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (b *logBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *logBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
 }
 
 func tap(t testing.TB, ns *netns.Namespace, dev string) *frame.Tap {

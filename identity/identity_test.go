@@ -24,6 +24,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/linkrun/linkrun/internal/logbook"
 )
 
 // patience bounds waits for what has to happen; nothing is measured by it.
@@ -398,7 +400,7 @@ func TestFollowReloads(t *testing.T) {
 	s := member(t, a, "hosta")
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	var log buffer
+	var log logbook.Log
 	wg.Go(func() { s.Follow(ctx, time.Millisecond, slog.New(slog.NewTextHandler(&log, nil))) })
 	first, changed := s.Current(), s.Changed()
 	next, err := a.First("hosta")
@@ -570,24 +572,6 @@ func TestDamagedAuthority(t *testing.T) {
 
 func encodePEM(kind string, der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}))
-}
-
-// buffer is a bytes.Buffer for several goroutines.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 func until(t testing.TB, what string, cond func() bool) {

@@ -20,11 +20,10 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/linkrun/linkrun/identity"
 	"github.com/linkrun/linkrun/internal/growth"
 	"github.com/linkrun/linkrun/internal/logbook"
+	"github.com/linkrun/linkrun/internal/sockopt"
 	"github.com/linkrun/linkrun/netns"
 	"github.com/linkrun/linkrun/tunnel"
 )
@@ -185,11 +184,7 @@ func (c *carrier) answer(_ identity.Peer, in *tunnel.Incoming) {
 // resetIfKilled is for a socket before it is connected, or listens: there is no
 // moment then at which a killed process would leave an end that is none.
 func resetIfKilled(_, _ string, c syscall.RawConn) error {
-	var failed error
-	err := c.Control(func(fd uintptr) {
-		failed = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1})
-	})
-	return cmp.Or(err, failed)
+	return c.Control(func(fd uintptr) { sockopt.ResetOnClose(int(fd)) })
 }
 
 // command does as told, one line at a time, until there are no more.

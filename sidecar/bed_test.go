@@ -19,9 +19,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/linkrun/linkrun/internal/leaks"
-
 	"github.com/linkrun/linkrun/identity"
+	"github.com/linkrun/linkrun/internal/leaks"
 	"github.com/linkrun/linkrun/internal/logbook"
 	"github.com/linkrun/linkrun/relay"
 	"github.com/linkrun/linkrun/tunnel"

@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/linkrun/linkrun/internal/leaks"
-
 	"github.com/linkrun/linkrun/relay"
 )
 

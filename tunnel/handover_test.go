@@ -10,9 +10,9 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/linkrun/linkrun/internal/leaks"
-
 	"golang.org/x/sys/unix"
+
+	"github.com/linkrun/linkrun/internal/leaks"
 )
 
 // handing answers every request with a socket connected to addr.

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/linkrun/linkrun/internal/leaks"
-
 	"github.com/linkrun/linkrun/internal/logbook"
 )
 

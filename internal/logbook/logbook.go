@@ -46,6 +46,9 @@ func (l *Log) Only(t testing.TB, words ...string) string {
 	}
 }
 
+// Has tells whether there is a line with all of the words.
+func (l *Log) Has(words ...string) bool { return len(l.with(words)) > 0 }
+
 // with is the lines that have all of the words.
 func (l *Log) with(words []string) (found []string) {
 next:
